@@ -1,0 +1,41 @@
+# make course          run every chapter from the first cell to the last; print the results
+# make test            run every test, and re-run every notebook against its stored outputs
+# make lab             open the course in JupyterLab
+# make export          write the chapters' modules and the exercises from the notebooks
+# make run-notebooks   run every notebook and store what it prints
+#
+# Each command first builds the virtual environment .venv, if that is missing or older
+# than the list of requirements.
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+READY := .venv/ready
+
+.PHONY: course test lab export run-notebooks clean
+
+course: $(READY)
+	$(RUN) -m shared.course run
+
+test: $(READY)
+	$(RUN) -m shared.export --check
+	$(RUN) -m pytest --nbval --nbval-current-env tests $(sort $(wildcard ch*_* appendix_*))
+
+lab: $(READY)
+	$(RUN) -m jupyterlab README.md
+
+export: $(READY)
+	$(RUN) -m shared.export
+
+run-notebooks: $(READY) export
+	$(RUN) -m shared.course run --write
+
+$(READY): requirements.txt pyproject.toml docs/jupyterlab-settings.json
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'The course needs Python 3.11 or newer, not ' + sys.version.split()[0] + '. Name one: make PYTHON=python3.12 course')"
+	$(PYTHON) -m venv --clear .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	mkdir -p .venv/share/jupyter/lab/settings
+	cp docs/jupyterlab-settings.json .venv/share/jupyter/lab/settings/overrides.json
+	touch $@
+
+clean:
+	rm -rf .venv

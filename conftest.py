@@ -1,0 +1,93 @@
+"""How `pytest --nbval` compares a notebook's stored outputs with those of a fresh run.
+
+nbval compares text exactly. Processors differ in the last digit of a sum, so here a
+decimal may differ by one unit in its last printed place; integers, words and shapes
+must not differ at all. Progress bars and warnings (stderr) are not compared, pictures
+never are, and a cell that was never run fails instead of passing silently.
+"""
+
+import os
+import re
+
+from nbval.plugin import IPyNbCell
+
+# Two threads that spin while they wait are many times slower beside a busy process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# The exercises are made from the solutions, which are run; their answers are blank.
+collect_ignore_glob = ["*/exercises.ipynb"]
+
+DECIMAL = re.compile(r"(?<![\w.])-?\d+\.(\d{2,})(?:e([-+]?\d+))?(?![\w.]*\w)")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def pytest_itemcollected(item):
+    if isinstance(item, IPyNbCell):
+        item.__class__ = CourseCell
+
+
+class CourseCell(IPyNbCell):
+    """nbval's cell, with the course's idea of what counts as a difference."""
+
+    def runtest(self):
+        if self.cell.execution_count is None and not self.options["skip"]:
+            self.raise_cell_error("This cell was never run: use `make run-notebooks`")
+        super().runtest()
+
+    def compare_outputs(self, test, ref, skip_compare=None):
+        return super().compare_outputs(steady(test), steady(ref), skip_compare)
+
+    def sanitize(self, s):
+        s = super().sanitize(s)
+        return TolerantText(s) if isinstance(s, str) else s
+
+    def format_output_compare(self, key, left, right):
+        """Show only the differences that matter."""
+        if isinstance(left, str):
+            right = align_decimals(right, left)
+        super().format_output_compare(key, left, right)
+
+
+class TolerantText(str):
+    """Text that equals another one if only the last digits of decimals differ."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        return isinstance(other, str) and str.__eq__(align_decimals(self, other), other)
+
+    def __ne__(self, other):
+        return not self == other
+
+
+def steady(outputs):
+    """The outputs without progress bars and stderr, which are never the same twice."""
+    return [
+        output
+        for output in outputs
+        if output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+    ]
+
+
+def align_decimals(text: str, reference: str) -> str:
+    """`text`, with each decimal that is close enough to its partner replaced by it.
+
+    Partners are the n-th decimal of `text` and the n-th of `reference`; "close enough"
+    is one unit in the last printed place, with the same number of places.
+    """
+    partners = DECIMAL.finditer(reference)
+
+    def replace(match):
+        partner = next(partners, None)
+        return partner[0] if partner and is_close(match, partner) else match[0]
+
+    return str(DECIMAL.sub(replace, str(text)))
+
+
+def is_close(left: re.Match, right: re.Match) -> bool:
+    """Whether two decimals show the same places and differ by at most the last one."""
+    if len(left[1]) != len(right[1]) or (left[2] is None) != (right[2] is None):
+        return False
+    exponent = max(int(left[2] or 0), int(right[2] or 0))
+    unit = 10.0 ** (exponent - len(left[1]))
+    return abs(float(left[0]) - float(right[0])) <= 1.001 * unit

@@ -1,0 +1,183 @@
+"""Run the course's notebooks from the command line.
+
+    python -m shared.course run              run every chapter; print a table of results
+    python -m shared.course run --write      also the solutions; store what they print
+
+Each chapter's last cell, tagged `results`, prints `name: value` lines: the table's rows.
+A notebook that fails does not stop the others; the exit status says whether any did.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from tqdm import tqdm
+
+from shared.export import ROOT, chapter_notebooks, write_atomically
+
+CELL_TIMEOUT = 1800  # seconds
+WIDGET = "application/vnd.jupyter.widget-view+json"
+METADATA = {
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    },
+    "language_info": {"name": "python"},
+}
+
+
+@dataclass
+class Outcome:
+    """What came of running one notebook."""
+
+    path: Path
+    seconds: float
+    results: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+def run(path: Path, write: bool = False) -> Outcome:
+    """Run one notebook top to bottom in a kernel of its own.
+
+    Args:
+        path: the notebook.
+        write: store the outputs in the file, if every cell succeeded.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    stored = nbformat.from_dict(notebook)
+    total = sum(cell.cell_type == "code" for cell in notebook.cells)
+    start = time.perf_counter()
+    with tqdm(total=total, desc=name_of(path), unit="cell", leave=False) as progress:
+        client = NotebookClient(
+            notebook,
+            timeout=CELL_TIMEOUT,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(path.parent)}},
+            record_timing=False,
+            coalesce_streams=True,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            on_cell_executed=lambda **_: progress.update(),
+        )
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            return Outcome(path, time.perf_counter() - start, error=describe(error))
+        except Exception as error:  # a dead kernel, a cell out of time
+            problem = f"{type(error).__name__}: {error}"
+            return Outcome(path, time.perf_counter() - start, error=problem)
+    seconds = time.perf_counter() - start
+    if write:
+        write_atomically(path, nbformat.writes(tidy(notebook, stored)) + "\n")
+    return Outcome(path, seconds, results_of(notebook))
+
+
+def name_of(path: Path) -> str:
+    """A notebook's path as the course's reader knows it."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def describe(error: CellExecutionError) -> str:
+    """The failing cell and its exception, without the traceback's colours."""
+    return f"{error.ename}: {error.evalue}\n{error.traceback}"
+
+
+def results_of(notebook: nbformat.NotebookNode) -> list[str]:
+    """The lines that the cell tagged `results` printed."""
+    return [
+        line
+        for cell in notebook.cells
+        if "results" in cell.metadata.get("tags", [])
+        for output in cell.outputs
+        for line in output.get("text", "").splitlines()
+    ]
+
+
+def tidy(
+    notebook: nbformat.NotebookNode, stored: nbformat.NotebookNode
+) -> nbformat.NotebookNode:
+    """The notebook as it is kept: no progress bars, no stderr, the same metadata.
+
+    Outputs that cannot be the same twice (tagged `nbval-ignore-output`: timings, say)
+    are taken from the stored notebook as long as no code in it has changed, so that
+    running a notebook again leaves the file as it was.
+    """
+    code = hashlib.sha256()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            code.update(cell.source.encode() + b"\0")
+            tags = cell.metadata.get("tags")
+            cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+            cell.outputs = [output for output in cell.outputs if keeps(output)]
+    unchanged = stored.metadata.get("code_sha256") == code.hexdigest()
+    if unchanged:
+        for cell, old in zip(notebook.cells, stored.cells, strict=True):
+            if "nbval-ignore-output" in cell.metadata.get("tags", []):
+                cell.outputs = old.outputs
+    notebook.metadata = nbformat.from_dict(
+        {"code_sha256": code.hexdigest(), **METADATA}
+    )
+    return notebook
+
+
+def keeps(output: nbformat.NotebookNode) -> bool:
+    """Whether an output belongs into the stored notebook."""
+    return output.get("name") != "stderr" and WIDGET not in output.get("data", {})
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """The outcomes as text: notebook, time, key results."""
+    width = max(len(name_of(outcome.path)) for outcome in outcomes)
+    lines = [f"{'notebook':{width}}  {'time':>7}  results", "-" * (width + 50)]
+    for outcome in outcomes:
+        results = outcome.results or ["ran without error"]
+        if outcome.error is not None:
+            results = ["FAILED: " + outcome.error.split("\n", 1)[0]]
+        name, clock = name_of(outcome.path), f"{outcome.seconds:.0f} s"
+        for line in results:
+            lines.append(f"{name:{width}}  {clock:>7}  {line}")
+            name, clock = "", ""
+    total = sum(outcome.seconds for outcome in outcomes)
+    lines.append("-" * (width + 50))
+    lines.append(f"{'all':{width}}  {f'{total:.0f} s':>7}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m shared.course")
+    commands = parser.add_subparsers(required=True, metavar="run")
+    command = commands.add_parser("run", help="run notebooks top to bottom")
+    command.add_argument(
+        "--write", action="store_true", help="store the outputs in the notebooks"
+    )
+    command.add_argument(
+        "notebooks", nargs="*", type=Path, help="which ones (default: every chapter's)"
+    )
+    options = parser.parse_args(arguments)
+    paths = [path.resolve() for path in options.notebooks] or [
+        path
+        for path in chapter_notebooks()
+        if options.write or path.name != "solutions.ipynb"
+    ]
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    outcomes = []
+    for number, path in enumerate(paths, start=1):
+        print(f"[{number}/{len(paths)}] {name_of(path)}", flush=True)
+        outcomes.append(run(path, options.write))
+    failures = [outcome for outcome in outcomes if outcome.error is not None]
+    for outcome in failures:
+        print(f"\n{name_of(outcome.path)} failed:\n{outcome.error}")
+    print("\n" + table(outcomes))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

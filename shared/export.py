@@ -1,0 +1,359 @@
+"""Write each chapter's module from its notebook, and the exercises from the solutions.
+
+    python -m shared.export           write every module and every exercises notebook
+    python -m shared.export --check   write nothing; name each file that is out of date
+
+A code cell whose first line is `#| export` belongs to the module beside the notebook.
+Such a cell may hold imports, definitions and constants, and nothing else. A class can
+be grown over several cells: a later `class Name(Name):` adds methods to `class Name`,
+and the module holds one class. In `solutions.ipynb`, what stands between
+`### BEGIN SOLUTION` and `### END SOLUTION` becomes `...` in `exercises.ipynb`.
+"""
+
+import argparse
+import ast
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK = "#| export"
+LINE_LENGTH = 88
+SOLUTION = re.compile(
+    r"^(?P<indent>[ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION[ \t]*$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class ExportError(ValueError):
+    """A notebook cannot be exported; the message names the notebook and the cell."""
+
+
+@dataclass
+class Definition:
+    """One exported function, class or constant, as text, and the cell it came from."""
+
+    name: str
+    source: str
+    place: str
+    methods: set[str] = field(default_factory=set)
+
+
+def chapter_notebooks(root: Path = ROOT) -> list[Path]:
+    """Every notebook that is written by hand, in the course's order."""
+    found = [*root.glob("ch*/*.ipynb"), *root.glob("appendix_*/*.ipynb")]
+    order = {"solutions.ipynb": 1}
+    return sorted(
+        (path for path in found if path.name != "exercises.ipynb"),
+        key=lambda path: (
+            path.parent.name.startswith("appendix"),
+            path.parent.name,
+            order.get(path.name, 0),
+            # The chapter's main notebook bears the folder's name and comes first.
+            path.stem not in path.parent.name,
+            path.name,
+        ),
+    )
+
+
+def export_all(root: Path = ROOT) -> dict[Path, str]:
+    """The text of every file that is made from a notebook, by path.
+
+    Raises:
+        ExportError: if a cell breaks a rule, or two cells export the same name.
+    """
+    files: dict[Path, str] = {}
+    places: dict[str, str] = {}
+    for path in chapter_notebooks(root):
+        notebook = nbformat.read(path, as_version=4)
+        if path.name == "solutions.ipynb":
+            files[path.with_name("exercises.ipynb")] = exercises_from(notebook)
+            continue
+        imports, definitions = collect(notebook, str(path.relative_to(root)))
+        for definition in definitions:
+            if definition.name in places:
+                raise ExportError(
+                    f"{definition.place}: {definition.name!r} is exported already by "
+                    f"{places[definition.name]}; a name is exported once in the course"
+                )
+            places[definition.name] = definition.place
+        if definitions:
+            files[path.with_suffix(".py")] = module_text(
+                docstring_of(notebook, path), imports, definitions, str(path)
+            )
+    return files
+
+
+def collect(
+    notebook: nbformat.NotebookNode, name: str
+) -> tuple[list[str], list[Definition]]:
+    """The imports and the definitions of a notebook's export cells, in order."""
+    imports: list[str] = []
+    definitions: dict[str, Definition] = {}
+    code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(code_cells, start=1):
+        mark, _, source = cell.source.partition("\n")
+        if mark.strip() != MARK:
+            continue
+        place = f"{name}, code cell {number}"
+        for node, text in statements(source, place):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                refuse_whole_shared_modules(node, place)
+                imports.append(ast.unparse(node))
+            else:
+                add_definition(node, text, place, definitions)
+    return imports, list(definitions.values())
+
+
+def statements(source: str, place: str) -> list[tuple[ast.stmt, str]]:
+    """The source's top-level statements, each with its text and the comments above."""
+    lines = source.split("\n")
+    for line in lines:
+        if re.match(r"\s*[%!]", line) or "get_ipython" in line:
+            raise ExportError(
+                f"{place}: the magic {line.strip()!r} is not Python; "
+                "move it to a cell without the export mark"
+            )
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ExportError(f"{place}: {error.msg} (line {error.lineno})") from None
+    found = []
+    start = 0
+    for node in tree.body:
+        found.append((node, "\n".join(lines[start : node.end_lineno]).strip("\n")))
+        start = node.end_lineno
+    rest = "\n".join(lines[start:]).strip()
+    if rest and found:
+        found[-1] = (found[-1][0], found[-1][1] + "\n" + rest)
+    return found
+
+
+def refuse_whole_shared_modules(node: ast.Import | ast.ImportFrom, place: str) -> None:
+    """Raise ExportError unless what is used of `shared` is imported name by name.
+
+    `shared.bundle` inlines names; it could not tell what a whole module is used for.
+    """
+    modules = [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        modules = [node.module or ""] if node.module != "shared" else ["shared"]
+        if modules != ["shared"] and node.names[0].name != "*":
+            return
+    if any(module.split(".")[0] == "shared" for module in modules):
+        raise ExportError(
+            f"{place}: {ast.unparse(node)!r} imports a whole module; write "
+            "`from shared.<module> import <names>`"
+        )
+
+
+def add_definition(
+    node: ast.stmt, text: str, place: str, definitions: dict[str, Definition]
+) -> None:
+    """Put one statement among the definitions, or raise ExportError saying why not."""
+    name = defined_name(node)
+    if name is None:
+        first_line = ast.unparse(node).split("\n", 1)[0]
+        raise ExportError(
+            f"{place}: {first_line!r} is neither an import nor a definition nor a "
+            "constant (NAME = ...); move it to a cell without the export mark"
+        )
+    if reopens(node):
+        if name not in definitions:
+            raise ExportError(
+                f"{place}: class {name}({name}) adds to a class that no earlier cell "
+                "of this notebook exports"
+            )
+        merge(definitions[name], node, text, place)
+        return
+    if name in definitions:
+        raise ExportError(
+            f"{place}: {name!r} is exported already by {definitions[name].place}; "
+            f"write `class {name}({name}):` to add methods to it"
+        )
+    if not name.startswith("_"):
+        require_docstrings(node, place)
+    definitions[name] = Definition(name, text, place, method_names(node))
+
+
+def defined_name(node: ast.stmt) -> str | None:
+    """The name that a definition or a constant binds; None for any other statement."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.AnnAssign):
+        target = node.target
+    elif isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target = node.targets[0]
+    else:
+        return None
+    is_constant = isinstance(target, ast.Name) and target.id.isupper()
+    return target.id if is_constant else None
+
+
+def reopens(node: ast.stmt) -> bool:
+    """Whether the statement is `class Name(Name):`."""
+    return (
+        isinstance(node, ast.ClassDef)
+        and len(node.bases) == 1
+        and isinstance(node.bases[0], ast.Name)
+        and node.bases[0].id == node.name
+    )
+
+
+def method_names(node: ast.stmt) -> set[str]:
+    """The names that a class body binds; empty for anything else."""
+    if not isinstance(node, ast.ClassDef):
+        return set()
+    return {
+        item.name
+        for item in node.body
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+
+
+def merge(whole: Definition, node: ast.ClassDef, text: str, place: str) -> None:
+    """Append the body of a reopened class to the class that an earlier cell began."""
+    if ast.get_docstring(node) is not None:
+        raise ExportError(
+            f"{place}: class {whole.name} has its docstring in {whole.place}; "
+            "a part that adds to it has none of its own"
+        )
+    twice = whole.methods & method_names(node)
+    if twice:
+        raise ExportError(
+            f"{place}: {whole.name}.{min(twice)} is defined already; a later part of a "
+            "class may only add methods"
+        )
+    require_docstrings(node, place, needs_own=False)
+    lines = text.split("\n")
+    header = next(
+        i for i, line in enumerate(lines) if re.match(rf"class {whole.name}\b", line)
+    )
+    whole.source += "\n\n" + "\n".join(lines[header + 1 :])
+    whole.methods |= method_names(node)
+
+
+def require_docstrings(node: ast.stmt, place: str, needs_own: bool = True) -> None:
+    """Raise ExportError for a public function, class or method without docstring.
+
+    `forward` needs none: a layer's class says what it maps to what.
+    """
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return
+    if needs_own and ast.get_docstring(node) is None:
+        raise ExportError(f"{place}: {node.name!r} has no docstring")
+    if isinstance(node, ast.ClassDef):
+        for item in node.body:
+            if (
+                isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)
+                and not item.name.startswith("_")
+                and item.name != "forward"
+                and ast.get_docstring(item) is None
+            ):
+                raise ExportError(f"{place}: {node.name}.{item.name} has no docstring")
+
+
+def docstring_of(notebook: nbformat.NotebookNode, path: Path) -> str:
+    """The module's docstring: the notebook's title and its one-line promise."""
+    first = notebook.cells[0] if notebook.cells else None
+    match = first and re.match(r"# (.+)\n\s*\n(.+)", first.source)
+    if not match or first.cell_type != "markdown":
+        raise ExportError(
+            f"{path}: the first cell must be `# Title`, an empty line, and one sentence "
+            "that says what the reader will be able to do"
+        )
+    title, promise = match[1].strip().rstrip("."), match[2].strip()
+    body = textwrap.fill(promise.replace("`", ""), LINE_LENGTH)
+    origin = textwrap.fill(
+        f"Exported from {path.name}, which explains every line: change it there, then "
+        "run `python -m shared.export`.",
+        LINE_LENGTH,
+    )
+    return f'"""{title}.\n\n{body}\n\n{origin}\n"""'
+
+
+def module_text(
+    docstring: str, imports: list[str], definitions: list[Definition], name: str
+) -> str:
+    """A formatted module: docstring, imports, `__all__`, definitions."""
+    public = [d.name for d in definitions if not d.name.startswith("_")]
+    names = ", ".join(f'"{name}"' for name in public)
+    parts = [docstring, "\n".join(dict.fromkeys(imports)), f"__all__ = [{names},]"]
+    parts += [definition.source for definition in definitions]
+    text = "\n\n\n".join(parts) + "\n"
+    text = run_ruff(["check", "--select", "F401,I001", "--fix"], text, name)
+    run_ruff(["check", "--select", "F821,F811"], text, name)
+    return run_ruff(["format"], text, name)
+
+
+def run_ruff(arguments: list[str], text: str, name: str) -> str:
+    """Pipe the text through ruff and return its answer."""
+    command = [sys.executable, "-m", "ruff", *arguments, "--quiet"]
+    command += ["--config", f"line-length = {LINE_LENGTH}"]
+    command += ["--config", "target-version = 'py311'", "--isolated"]
+    known = "lint.isort.known-first-party = ['shared']"
+    command += ["--config", known, "--stdin-filename", "module.py", "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ExportError(f"{name}: {done.stdout}{done.stderr}".strip())
+    return done.stdout
+
+
+def exercises_from(solutions: nbformat.NotebookNode) -> str:
+    """The exercises notebook: the solutions with blank answers and no outputs."""
+    exercises = nbformat.from_dict(solutions)
+    for cell in exercises.cells:
+        if cell.cell_type == "code":
+            cell.source = SOLUTION.sub(r"\g<indent>...", cell.source)
+            cell.outputs = []
+            cell.execution_count = None
+    return nbformat.writes(exercises) + "\n"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file in one step, so that no reader ever sees half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m shared.export")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, exit 1 if a file is stale"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        files = export_all(root)
+    except ExportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    stale = [
+        path
+        for path, text in files.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+    for path in stale:
+        if not options.check:
+            write_atomically(path, files[path])
+        print(f"{'stale' if options.check else 'wrote'}: {path.relative_to(root)}")
+    if not stale:
+        print(f"{len(files)} files are up to date")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""One style for every figure of the course, and the few pictures that chapters share."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: eight colours that colour-blind readers can tell apart.
+COLORS = [
+    "#0072B2",  # blue
+    "#E69F00",  # orange
+    "#009E73",  # green
+    "#D55E00",  # vermillion
+    "#CC79A7",  # purple
+    "#56B4E9",  # sky
+    "#F0E442",  # yellow
+    "#000000",  # black
+]
+
+# Values that run from low to high: perceptually even, readable without colour.
+COLORMAP = "viridis"
+
+
+def use_style() -> None:
+    """Give every figure drawn from now on the course's look.
+
+    The background is a solid white, so that labels stay legible when the notebook
+    itself is shown in a dark theme.
+    """
+    plt.rcParams.update(
+        {
+            "axes.grid": True,
+            "axes.prop_cycle": plt.cycler(color=COLORS),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlesize": 11,
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 100,
+            "figure.facecolor": "white",
+            "figure.figsize": (6.4, 3.6),
+            "font.size": 10,
+            "grid.alpha": 0.3,
+            "image.cmap": COLORMAP,
+            "legend.frameon": False,
+            "savefig.facecolor": "white",
+        }
+    )
+
+
+def panels(
+    n: int, width: float = 3.2, height: float = 3.2
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `n` axes side by side, each `width` by `height` inches."""
+    figure, axes = plt.subplots(1, n, figsize=(n * width, height), squeeze=False)
+    return figure, list(axes[0])
+
+
+def heatmap(
+    values,
+    rows: list[str] | None = None,
+    columns: list[str] | None = None,
+    title: str | None = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    annotate: bool = False,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a matrix as coloured squares.
+
+    Args:
+        values: a matrix (tensor, array or list of lists), one square per entry.
+        rows, columns: labels of the rows (left) and of the columns (below).
+        annotate: write each value into its square, with two decimals.
+        vmin, vmax: the values that get the darkest and the lightest colour.
+        ax: where to draw; a new figure if not given.
+
+    Returns:
+        The axes, for further drawing.
+    """
+    matrix = np.asarray(values, dtype=float)
+    if matrix.ndim != 2:
+        raise ValueError(f"a heat map needs a matrix, not a shape of {matrix.shape}")
+    if ax is None:
+        height = max(2.0, 1.0 + 0.4 * matrix.shape[0])
+        _, ax = plt.subplots(figsize=(max(3.2, 1.6 + 0.5 * matrix.shape[1]), height))
+    image = ax.imshow(matrix, vmin=vmin, vmax=vmax, aspect="auto")
+    ax.grid(False)
+    if rows is not None:
+        ax.set_yticks(range(len(rows)), rows)
+    if columns is not None:
+        slanted = max(map(len, columns), default=0) > 4
+        ax.set_xticks(
+            range(len(columns)),
+            columns,
+            rotation=45 if slanted else 0,
+            ha="right" if slanted else "center",
+        )
+    if annotate:
+        for (row, column), value in np.ndenumerate(matrix):
+            light = image.norm(value) > 0.6
+            ax.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if light else "white",
+            )
+    else:
+        ax.figure.colorbar(image, ax=ax, shrink=0.85)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return ax

@@ -1,0 +1,173 @@
+"""The data resolver: every kind of source, and every way a file can be wrong."""
+
+import hashlib
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+
+from shared import data
+
+CONTENT = b"A page that was torn out of a diary.\n" * 100
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Empty folders for the repository's data, the cache and the mirror."""
+    for name in ("repository", "cache", "mirror"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(data, "REPOSITORY_DATA", tmp_path / "repository")
+    monkeypatch.setenv("LLM_COURSE_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLM_COURSE_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # pooch waits to retry
+    return tmp_path
+
+
+@pytest.fixture
+def server():
+    """A web server on this machine; `server.answers` holds its next status codes."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.requests += 1
+            status = server.answers.pop(0) if server.answers else 200
+            self.send_response(status)
+            body = server.body if status == 200 else b"no"
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.answers, server.body, server.requests = [], CONTENT, 0
+    server.url = f"http://127.0.0.1:{server.server_port}/diary.txt"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def add_file(monkeypatch):
+    """Put a file called "diary" into the table, with the sources given."""
+
+    def add(**sources):
+        file = data.DataFile(
+            name="diary",
+            sha256=hashlib.sha256(CONTENT).hexdigest(),
+            size=len(CONTENT),
+            licence="CC0-1.0",
+            **sources,
+        )
+        monkeypatch.setitem(data.FILES, "diary", file)
+
+    return add
+
+
+def test_the_short_story_comes_with_the_repository():
+    assert data.get("short-story") == data.REPOSITORY_DATA / "short-story.txt"
+    assert len(data.load_text("short-story").encode()) == data.FILES["short-story"].size
+
+
+@pytest.mark.parametrize("name", ["gpt2-bpe/encoder.json", "gpt2-bpe/vocab.bpe"])
+def test_gpt2_vocabulary_comes_from_an_installed_package(name, folders):
+    assert data.get(name).is_relative_to(Path(data.pooch.__file__).parents[1])
+
+
+def test_repository_is_preferred_to_mirror(folders, add_file):
+    add_file(repository="diary.txt", mirror="diary.txt")
+    (folders / "repository/diary.txt").write_bytes(CONTENT)
+    (folders / "mirror/diary.txt").write_bytes(CONTENT)
+    assert data.get("diary") == folders / "repository/diary.txt"
+
+
+def test_mirror_serves_what_the_repository_lacks(folders, add_file):
+    add_file(repository="diary.txt", mirror="d/diary.txt")
+    (folders / "mirror/d").mkdir()
+    (folders / "mirror/d/diary.txt").write_bytes(CONTENT)
+    assert data.get("diary") == folders / "mirror/d/diary.txt"
+
+
+def test_download_lands_in_the_cache_and_is_not_repeated(folders, add_file, server):
+    add_file(url=server.url)
+    path = data.get("diary")
+    assert path == folders / "cache/diary"
+    assert path.read_bytes() == CONTENT
+    assert data.get("diary") == path
+    assert server.requests == 1
+
+
+def test_download_is_tried_again_after_a_server_error(folders, add_file, server):
+    add_file(url=server.url)
+    server.answers = [503, 503]
+    assert data.get("diary").read_bytes() == CONTENT
+    assert server.requests == 3
+
+
+def test_damaged_cache_is_replaced_by_a_download(folders, add_file, server):
+    add_file(url=server.url)
+    (folders / "cache/diary").write_bytes(CONTENT[:-1] + b"!")
+    assert data.get("diary").read_bytes() == CONTENT
+
+
+def test_wrong_download_is_refused_and_leaves_nothing(folders, add_file, server):
+    add_file(url=server.url)
+    server.body = CONTENT[:50]
+    with pytest.raises(data.DataUnavailable, match="hash"):
+        data.get("diary")
+    assert list((folders / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "problem"),
+    [
+        (CONTENT[:-10], "truncated or changed"),
+        (CONTENT[:-1] + b"!", "sha256 .* instead of .*: changed"),
+        (None, "not there"),
+    ],
+)
+def test_damaged_repository_file_names_problem_and_remedy(
+    folders, add_file, stored, problem
+):
+    add_file(repository="diary.txt")
+    if stored is not None:
+        (folders / "repository/diary.txt").write_bytes(stored)
+    with pytest.raises(data.DataUnavailable, match=problem) as caught:
+        data.get("diary")
+    assert "git checkout -- data/diary.txt" in str(caught.value)
+
+
+def test_error_lists_every_source_that_was_tried(folders, add_file):
+    add_file(
+        repository="diary.txt",
+        package=("no-such-package", "diary.txt"),
+        mirror="diary.txt",
+        url="http://127.0.0.1:9/diary.txt",  # nothing listens on port 9
+    )
+    with pytest.raises(data.DataUnavailable) as caught:
+        data.get("diary")
+    for source in ("repository", "cache", "no-such-package", "mirror", "public addr"):
+        assert source in str(caught.value)
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(KeyError, match="'shortstory'.*short-story"):
+        data.get("shortstory")
+
+
+def test_readme_of_the_data_names_every_file_with_its_checksum():
+    text = (data.REPOSITORY_DATA / "README.md").read_text(encoding="utf-8")
+    for file in data.FILES.values():
+        assert file.name in text
+        assert file.sha256 in text
+
+
+def test_the_verdict_is_the_books_text():
+    try:
+        text = data.load_text("the-verdict")
+    except data.DataUnavailable as error:
+        pytest.skip(f"neither mirror nor network has it: {error}")
+    assert len(text) == 20479

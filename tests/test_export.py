@@ -1,0 +1,192 @@
+"""The exporter: what it writes, what it refuses, how it notices stale files."""
+
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from shared import export
+
+TITLE = "# Chapter 9: Testing\n\nYou will be able to test `anything`.\n\nMore text."
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A function that writes chapter 9's notebook from cell texts, and its folder."""
+
+    def write(*cells, name="testing", title=TITLE):
+        folder = tmp_path / "ch09_testing"
+        folder.mkdir(exist_ok=True)
+        notebook = new_notebook(
+            cells=[new_markdown_cell(title), *map(new_code_cell, cells)]
+        )
+        for number, cell in enumerate(notebook.cells):
+            cell["id"] = f"cell-{number}"
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+        return tmp_path
+
+    return write
+
+
+def exported(root, name="testing"):
+    assert export.main([], root) == 0
+    return (root / f"ch09_testing/{name}.py").read_text(encoding="utf-8")
+
+
+def refusal(root):
+    with pytest.raises(export.ExportError) as caught:
+        export.export_all(root)
+    return str(caught.value)
+
+
+def test_module_reads_as_if_written_by_hand(course):
+    root = course(
+        "#| export\nimport math\nfrom collections import deque",
+        "#| export\nimport math\n# Why three: it is a crowd.\nLIMIT = 3",
+        "print('not exported')",
+        '#| export\ndef area(r):\n    """Area."""\n    return math.pi*r**2  # eq. 9.1',
+        "#| export\ndef _hidden(): return deque()",
+    )
+    assert exported(root) == (
+        '"""Chapter 9: Testing.\n\nYou will be able to test anything.\n\n'
+        "Exported from testing.ipynb, which explains every line: change it there, then "
+        'run\n`python -m shared.export`.\n"""\n\n'
+        "import math\nfrom collections import deque\n\n"
+        '__all__ = [\n    "LIMIT",\n    "area",\n]\n\n\n'
+        "# Why three: it is a crowd.\nLIMIT = 3\n\n\n"
+        'def area(r):\n    """Area."""\n    return math.pi * r**2  # eq. 9.1\n\n\n'
+        "def _hidden():\n    return deque()\n"
+    )
+
+
+def test_class_grown_over_cells_becomes_one_class(course):
+    root = course(
+        '#| export\nclass Stack:\n    """A stack."""\n\n'
+        "    def __init__(self):\n        self.items = []",
+        "Stack().items",
+        '#| export\nclass Stack(Stack):\n    def push(self, x):\n        """Push."""\n'
+        "        self.items.append(x)  # on top",
+    )
+    text = exported(root)
+    assert text.count("class Stack") == 1
+    namespace = {}
+    exec(text, namespace)
+    stack = namespace["Stack"]()
+    stack.push(1)
+    assert stack.items == [1]
+    assert namespace["Stack"].__mro__[1] is object
+
+
+def test_export_is_repeatable_and_check_is_clean(course, capsys):
+    root = course("#| export\nLIMIT = 3")
+    first = exported(root)
+    assert exported(root) == first
+    assert export.main(["--check"], root) == 0
+
+
+def test_check_names_a_stale_file_and_writes_nothing(course, capsys):
+    root = course("#| export\nLIMIT = 3")
+    before = exported(root)
+    course("#| export\nLIMIT = 4")
+    capsys.readouterr()
+    assert export.main(["--check"], root) == 1
+    assert capsys.readouterr().out == "stale: ch09_testing/testing.py\n"
+    assert (root / "ch09_testing/testing.py").read_text(encoding="utf-8") == before
+
+
+def test_unused_import_stays_out_of_the_module(course):
+    root = course("#| export\nimport os\nimport math\nTAU = 2 * math.pi")
+    assert "import os" not in exported(root)
+
+
+DOC = '    """Doc."""\n'
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        (["%matplotlib inline"], "magic '%matplotlib inline'"),
+        (["!ls"], "magic '!ls'"),
+        (["print(1)"], r"'print\(1\)' is neither an import nor a definition"),
+        (["for i in range(3): pass"], "neither an import"),
+        (["if True:\n    X = 1"], "neither an import"),
+        (["model = 3"], "'model = 3' is neither"),
+        (["def f(): pass"], "'f' has no docstring"),
+        (["class C: pass"], "'C' has no docstring"),
+        ([f"class C:\n{DOC}    def m(self): pass"], "C.m has no docstring"),
+        (["X = 1", "X = 2"], "'X' is exported already by .*code cell 1"),
+        ([f"class C(C):\n{DOC}"], "adds to a class that no earlier cell"),
+        ([f"class C:\n{DOC}", f"class C(C):\n{DOC}"], "a part that adds to it"),
+        (
+            [
+                f"class C:\n{DOC}    def m(self):\n    {DOC}",
+                f"class C(C):\n    def m(self):\n    {DOC}",
+            ],
+            "C.m is defined already",
+        ),
+        (["def f(:"], "code cell 1: invalid syntax"),
+        (["X = undefined_name"], "undefined_name"),
+        (["from shared import data\nX = data"], "imports a whole module"),
+        (["import shared.data\nX = shared.data"], "imports a whole module"),
+        (["from shared.data import *"], "imports a whole module"),
+    ],
+)
+def test_refusals_name_notebook_cell_and_reason(course, cells, reason):
+    message = refusal(course(*("#| export\n" + cell for cell in cells)))
+    assert "ch09_testing/testing.ipynb" in message
+    assert re.search(reason, message), message
+
+
+def test_name_exported_by_two_notebooks_is_refused(course):
+    course("#| export\nLIMIT = 3")
+    root = course("#| export\nLIMIT = 4", name="other")
+    assert "'LIMIT' is exported already by ch09_testing/testing.ipynb" in refusal(root)
+
+
+def test_title_and_promise_are_required(course):
+    assert "first cell" in refusal(course("#| export\nX = 1", title="Hello"))
+
+
+def test_refusal_on_the_command_line_writes_nothing(course, capsys):
+    root = course("#| export\nLIMIT = 3", "#| export\nprint(1)")
+    assert export.main([], root) == 1
+    assert "code cell 2" in capsys.readouterr().err
+    assert list((root / "ch09_testing").glob("*.py")) == []
+
+
+def test_exercises_are_solutions_without_answers_and_outputs(course):
+    answer = (
+        "def double(x):\n    ### BEGIN SOLUTION\n    y = 2 * x\n    return y\n"
+        "    ### END SOLUTION\n\nA = 1\n### BEGIN SOLUTION\nB = 2\n### END SOLUTION"
+    )
+    root = course(answer, "checks.double(double)", name="solutions")
+    path = root / "ch09_testing/solutions.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].execution_count = 1
+    notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="2\n")]
+    nbformat.write(notebook, path)
+    assert export.main([], root) == 0
+    made = nbformat.read(root / "ch09_testing/exercises.ipynb", as_version=4)
+    assert made.cells[1].source == "def double(x):\n    ...\n\nA = 1\n..."
+    assert made.cells[1].outputs == []
+    assert made.cells[1].execution_count is None
+    assert made.cells[2].source == "checks.double(double)"
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "module.py"
+    path.write_text("old")
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_course_is_exported():
+    assert export.main(["--check"]) == 0

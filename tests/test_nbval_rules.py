@@ -1,0 +1,82 @@
+"""The rules by which nbval compares: what must fail fails, what may differ passes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def stored(source, text, **kind):
+    """A cell whose stored output is `text`, whatever running it prints."""
+    outputs = [new_output("stream", text=text)]
+    return new_code_cell(source, outputs=outputs, execution_count=1, **kind)
+
+
+CASES = {
+    "same": (stored("print('a 1 2.50')", "a 1 2.50\n"), "passed"),
+    "last digit": (stored("print('loss 1.2345')", "loss 1.2346\n"), "passed"),
+    "carried digit": (stored("print('1.0000e-05')", "9.9999e-06\n"), "passed"),
+    "two units": (stored("print('loss 1.2345')", "loss 1.2347\n"), "failed"),
+    "integer": (stored("print('tokens 7')", "tokens 8\n"), "failed"),
+    "word": (stored("print('the cat')", "the dog\n"), "failed"),
+    "shape": (stored("print((2, 3))", "(2, 4)\n"), "failed"),
+    "fewer places": (stored("print('1.234')", "1.23\n"), "failed"),
+    "missing line": (stored("print('a')", "a\nb\n"), "failed"),
+    "version": (stored("print('v1.23.4')", "v1.24.4\n"), "failed"),
+    "exponent": (stored("print('1.50e-05')", "1.51e-05\n"), "passed"),
+    "other exponent": (stored("print('1.50e-05')", "1.50e-04\n"), "failed"),
+    "stderr": (
+        stored("import sys; print('x', file=sys.stderr); print(1)", "1\n"),
+        "passed",
+    ),
+    "html": (
+        new_code_cell(
+            "from IPython.display import HTML, display\n"
+            "display({'text/html': '<td>0.125</td>'}, raw=True)",
+            outputs=[new_output("display_data", {"text/html": "<td>0.126</td>"})],
+            execution_count=1,
+        ),
+        "passed",
+    ),
+    "ignored": (
+        stored("print('new')", "old\n", metadata={"tags": ["nbval-ignore-output"]}),
+        "passed",
+    ),
+    "unrun": (new_code_cell("1 + 1"), "failed"),
+    "unrun and ignored": (
+        new_code_cell("1 + 1", metadata={"tags": ["nbval-ignore-output"]}),
+        "failed",
+    ),
+    "error": (stored("1 / 0", ""), "failed"),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Run one notebook that holds every case; outcome by name."""
+    folder = tmp_path_factory.mktemp("rules")
+    (folder / "conftest.py").write_text((ROOT / "conftest.py").read_text())
+    cells = [cell for cell, _ in CASES.values()]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(new_notebook(cells=cells, metadata=metadata), folder / "n.ipynb")
+    (folder / "ch09").mkdir()
+    nbformat.write(new_notebook(cells=cells[-1:]), folder / "ch09/exercises.ipynb")
+    command = [sys.executable, "-m", "pytest", "--nbval", "-v", "--color=no"]
+    command += ["-p", "no:cacheprovider", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert "exercises.ipynb" not in done.stdout
+    found = re.findall(r"Cell (\d+) (PASSED|FAILED)", done.stdout)
+    return {
+        name: outcome.lower() for name, (_, outcome) in zip(CASES, found, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule(outcomes, name):
+    assert outcomes[name] == CASES[name][1]

@@ -1,0 +1,87 @@
+"""What every stored notebook must be, beyond running: fresh, quiet and compared."""
+
+import re
+
+import nbformat
+import pytest
+
+from shared import data
+from shared.export import ROOT, chapter_notebooks
+
+NOTEBOOKS = chapter_notebooks()
+IGNORING_TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
+MOST_IGNORED = 0.10  # of all code cells of the course
+MOST_LINES = 40
+MACHINE_PATH = re.compile(r"/tmp/|/home/|/root/|/Users/|[A-Z]:\\|0x[0-9a-f]{8,}")
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def notebook(request):
+    return request.param
+
+
+def test_was_run_top_to_bottom(notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_stores_no_noise(notebook):
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+            shown = output.get("text", "") or str(
+                {k: v for k, v in output.get("data", {}).items() if "image" not in k}
+            )
+            assert not MACHINE_PATH.search(shown), shown
+            assert "Warning" not in shown
+
+
+def test_exceptions_to_comparison_are_tags_not_comments(notebook):
+    for cell in code_cells(notebook):
+        assert "NBVAL" not in cell.source
+
+
+def test_cells_are_short_enough_to_read(notebook):
+    for cell in code_cells(notebook):
+        assert len(cell.source.splitlines()) <= MOST_LINES, cell.source
+
+
+def test_few_cells_escape_comparison():
+    cells = [cell for path in NOTEBOOKS for cell in code_cells(path)]
+    ignored = [c for c in cells if IGNORING_TAGS & set(c.metadata.get("tags", []))]
+    assert len(ignored) < MOST_IGNORED * len(cells)
+
+
+def test_every_chapter_reports_results():
+    for path in NOTEBOOKS:
+        tags = [
+            tag for cell in code_cells(path) for tag in cell.metadata.get("tags", [])
+        ]
+        assert tags.count("results") == (path.name != "solutions.ipynb"), path
+
+
+def test_every_chapter_has_exercises():
+    for folder in {path.parent for path in NOTEBOOKS}:
+        assert (folder / "solutions.ipynb").is_file()
+        assert (folder / "exercises.ipynb").is_file()
+
+
+def test_exercises_give_no_answer_away():
+    for path in NOTEBOOKS:
+        if path.name == "solutions.ipynb":
+            text = path.with_name("exercises.ipynb").read_text(encoding="utf-8")
+            assert "BEGIN SOLUTION" not in text
+            assert "BEGIN SOLUTION" in path.read_text(encoding="utf-8")
+
+
+def test_short_story_is_about_as_long_as_the_course_says():
+    assert 19_000 <= len(data.load_text("short-story")) <= 21_000
