@@ -129,9 +129,7 @@ def get(name: str) -> Path:
     if file.url is not None:
         try:
             return _download(file)
-        except (
-            Exception
-        ) as error:  # whatever went wrong, the reader needs the whole list
+        except Exception as error:  # whatever it was, it belongs into the list
             tried.append(f"public address: {file.url}: {error}")
     raise DataUnavailable(
         f"data file {name!r} could not be found. Tried:\n  "

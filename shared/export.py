@@ -265,8 +265,8 @@ def docstring_of(notebook: nbformat.NotebookNode, path: Path) -> str:
     match = first and re.match(r"# (.+)\n\s*\n(.+)", first.source)
     if not match or first.cell_type != "markdown":
         raise ExportError(
-            f"{path}: the first cell must be `# Title`, an empty line, and one sentence "
-            "that says what the reader will be able to do"
+            f"{path}: the first cell must be `# Title`, an empty line, and one "
+            "sentence that says what the reader will be able to do"
         )
     title, promise = match[1].strip().rstrip("."), match[2].strip()
     body = textwrap.fill(promise.replace("`", ""), LINE_LENGTH)

@@ -1,4 +1,4 @@
-"""One style for every figure of the course, and the few pictures that chapters share."""
+"""One style for all figures of the course, and the few pictures that chapters share."""
 
 import matplotlib.pyplot as plt
 import numpy as np

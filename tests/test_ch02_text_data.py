@@ -1,0 +1,446 @@
+"""Chapter 2: tokenizers, windows and loaders, against oracles and on fuzzed input."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import tiktoken
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared import data
+from shared.ch02 import (
+    END_OF_TEXT,
+    UNKNOWN,
+    GPTDatasetV1,
+    SimpleTokenizerV1,
+    SimpleTokenizerV2,
+    build_vocabulary,
+    create_dataloader_v1,
+    get_tokenizer,
+    load_gpt2_ranks,
+    split_text,
+)
+from shared.checks import ch02 as checks
+
+# What tiktoken 0.14 expects of the two files that it would download.
+TIKTOKEN_FILES = {
+    "gpt2-bpe/encoder.json": (
+        "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json",
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    ),
+    "gpt2-bpe/vocab.bpe": (
+        "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
+        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    ),
+}
+any_text = st.text(st.characters(exclude_categories=["Cs"]))  # all but half surrogates
+pieces_of_text = st.lists(
+    st.sampled_from(["it", "well-known", "--", "-", "'", '"', ".", ",", " ", "\n", "_"])
+).map("".join)
+
+
+class CountingTokenizer:
+    """Stands in for GPT-2's: a text of n characters has the ids 0 to n - 1."""
+
+    def encode(self, text, allowed_special):
+        assert allowed_special == {END_OF_TEXT}
+        return list(range(len(text)))
+
+
+def windows(n, max_length, stride):
+    return GPTDatasetV1("x" * n, CountingTokenizer(), max_length, stride)
+
+
+@pytest.fixture(scope="module")
+def verdict():
+    try:
+        return data.load_text("the-verdict")
+    except data.DataUnavailable as error:
+        pytest.skip(f"the-verdict is optional: {str(error).splitlines()[0]}")
+
+
+# Words
+
+
+def test_the_verdict_has_the_known_counts(verdict):
+    tokens = split_text(verdict)
+    assert len(verdict) == 20_479
+    assert len(tokens) == 4_690
+    assert len(build_vocabulary(tokens)) == 1_130
+    assert len(build_vocabulary(tokens, [END_OF_TEXT, UNKNOWN])) == 1_132
+    assert len(get_tokenizer().encode(verdict)) == 5_145
+
+
+def test_the_books_sentence(verdict):
+    tokenizer = SimpleTokenizerV1(build_vocabulary(split_text(verdict)))
+    sentence = '"It\'s the last he painted, you know," '
+    sentence += "Mrs. Gisburn said with pardonable pride."
+    ids = [1, 56, 2, 850, 988, 602, 533, 746, 5, 1126, 596, 5, 1, 67, 7, 38, 851, 1108]
+    ids += [754, 793, 7]
+    assert tokenizer.encode(sentence) == ids
+    assert tokenizer.decode(ids) == (
+        '" It\' s the last he painted, you know," Mrs. Gisburn said with pardonable '
+        "pride."
+    )
+
+
+def test_split_text_cuts_at_marks_and_keeps_single_hyphens():
+    line = 'Oh--"well-known," isn\'t it? (No: no; _no_!)'
+    assert split_text(line) == (
+        'Oh -- " well-known , " isn \' t it ? ( No : no ; _ no _ ! )'.split()
+    )
+    assert split_text("") == split_text(" \n\t") == []
+
+
+@given(any_text)
+def test_split_text_loses_nothing_but_white_space(text):
+    tokens = split_text(text)
+    assert "".join(tokens) == "".join(text.split())
+    assert all(token and not any(c.isspace() for c in token) for token in tokens)
+
+
+def test_vocabulary_is_sorted_and_special_tokens_come_last():
+    vocab = build_vocabulary(["b", "a", "b"], [END_OF_TEXT, UNKNOWN])
+    assert vocab == {"a": 0, "b": 1, END_OF_TEXT: 2, UNKNOWN: 3}
+
+
+@given(any_text | pieces_of_text)
+@pytest.mark.parametrize("kind", [SimpleTokenizerV1, SimpleTokenizerV2])
+def test_simple_tokenizers_round_trip_up_to_blanks(kind, text):
+    tokens = split_text(text)
+    tokenizer = kind(build_vocabulary(tokens, [END_OF_TEXT, UNKNOWN]))
+    ids = tokenizer.encode(text)
+    decoded = tokenizer.decode(ids)
+    assert split_text(decoded) == tokens
+    assert tokenizer.encode(decoded) == ids
+    assert "".join(decoded.split()) == "".join(text.split())
+
+
+@given(any_text)
+def test_version_2_writes_unknown_exactly_for_unknown_words(text):
+    tokenizer = SimpleTokenizerV2(build_vocabulary(["a", "."], [END_OF_TEXT, UNKNOWN]))
+    known = tokenizer.str_to_int
+    expected = [known.get(token, known[UNKNOWN]) for token in split_text(text)]
+    assert tokenizer.encode(text) == expected
+
+
+def test_version_2_finds_the_end_of_text_between_words():
+    tokenizer = SimpleTokenizerV2(
+        build_vocabulary(["one", ".", "two"], [END_OF_TEXT, UNKNOWN])
+    )
+    ids = [tokenizer.str_to_int[t] for t in ("one", ".", END_OF_TEXT, "two")]
+    assert tokenizer.encode(f"one.{END_OF_TEXT}two") == ids
+    assert tokenizer.encode(f"one. {END_OF_TEXT} two") == ids
+    assert tokenizer.encode(tokenizer.decode(ids)) == ids
+
+
+def test_decode_takes_tensors():
+    tokenizer = SimpleTokenizerV1({"a": 0, "b": 1})
+    assert tokenizer.decode(torch.tensor([1, 0])) == "b a"
+    assert tokenizer.decode([]) == ""
+
+
+def test_version_1_names_the_unknown_word_and_version_2():
+    with pytest.raises(KeyError, match="'snowmobile'.*SimpleTokenizerV2"):
+        SimpleTokenizerV1({"a": 0}).encode("a snowmobile")
+
+
+@pytest.mark.parametrize("unknown_id", [2, -1])
+@pytest.mark.parametrize("kind", [SimpleTokenizerV1, SimpleTokenizerV2])
+def test_decode_names_the_unknown_id(kind, unknown_id):
+    with pytest.raises(
+        KeyError, match=f"no token has the id {unknown_id}; .* 2 tokens"
+    ):
+        kind({"a": 0, UNKNOWN: 1}).decode([0, unknown_id])
+
+
+def test_version_2_needs_the_unknown_token():
+    with pytest.raises(ValueError, match=r"1 tokens lacks '<\|unk\|>'; make one"):
+        SimpleTokenizerV2({"a": 0})
+
+
+# Byte-pair encoding
+
+
+def test_vocabulary_files_are_those_of_tiktoken():
+    for name, (_, sha256) in TIKTOKEN_FILES.items():
+        assert hashlib.sha256(data.get(name).read_bytes()).hexdigest() == sha256
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """tiktoken's own GPT-2 encoding, with its cache filled as a download would."""
+    for name, (url, _) in TIKTOKEN_FILES.items():
+        cached = tmp_path / hashlib.sha1(url.encode()).hexdigest()
+        cached.write_bytes(data.get(name).read_bytes())
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    # Not tiktoken.get_encoding: it would answer from an earlier call's registry.
+    from tiktoken_ext.openai_public import gpt2
+
+    return tiktoken.Encoding(**gpt2())
+
+
+def test_ranks_are_those_that_tiktoken_reads(published):
+    assert load_gpt2_ranks() == published._mergeable_ranks
+
+
+def test_encodes_like_tiktoken(published):
+    ours = get_tokenizer()
+    assert ours.n_vocab == published.n_vocab == 50_257
+    assert ours.special_tokens_set == {END_OF_TEXT}
+    assert ours.encode(END_OF_TEXT, allowed_special="all") == [50_256]
+    story = data.load_text("short-story")
+    assert ours.encode(story) == published.encode(story)
+
+    @given(any_text)
+    @settings(max_examples=200)
+    def on_fuzzed_text(text):
+        assert ours.encode_ordinary(text) == published.encode_ordinary(text)
+
+    on_fuzzed_text()
+
+
+@given(any_text)
+def test_byte_pair_encoding_loses_nothing(text):
+    tokenizer = get_tokenizer()
+    assert tokenizer.decode(tokenizer.encode(text, disallowed_special=())) == text
+
+
+def test_tokenizer_is_made_once():
+    assert get_tokenizer() is get_tokenizer()
+
+
+def test_tokenizer_writes_nowhere(tmp_path):
+    """tiktoken's own reader would leave copies in a cache; ours must not."""
+    names = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "TMPDIR")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setenv(name, str(tmp_path))
+        get_tokenizer.__wrapped__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_special_tokens_are_opted_in():
+    tokenizer = get_tokenizer()
+    with pytest.raises(ValueError, match="disallowed special token"):
+        tokenizer.encode(f"a{END_OF_TEXT}")
+    assert 50_256 not in tokenizer.encode(f"a{END_OF_TEXT}", disallowed_special=())
+    dataset = GPTDatasetV1(f"a{END_OF_TEXT}b", tokenizer, max_length=2, stride=1)
+    assert dataset[0][0].tolist()[1] == 50_256
+
+
+# Windows
+
+sizes = st.tuples(st.integers(1, 300), st.integers(1, 40), st.integers(1, 50))
+
+
+@given(sizes)
+def test_windows_are_those_of_a_loop(size):
+    n, max_length, stride = size
+    starts = range(0, n - max_length, stride)
+    if not starts:
+        with pytest.raises(ValueError, match=f"the text has {n} tokens"):
+            windows(n, max_length, stride)
+        return
+    dataset = windows(n, max_length, stride)
+    assert len(dataset) == len(starts) == (n - 1 - max_length) // stride + 1
+    for start, (inputs, targets) in zip(starts, dataset, strict=True):
+        assert inputs.tolist() == list(range(start, start + max_length))
+        assert targets.tolist() == list(range(start + 1, start + max_length + 1))
+
+
+@given(sizes)
+def test_neighbours_overlap_by_what_the_stride_leaves(size):
+    _, max_length, stride = size
+    dataset = windows(max_length + stride + 1, max_length, stride)
+    first, second = (set(dataset[i][0].tolist()) for i in (0, 1))
+    assert len(first & second) == max(0, max_length - stride)
+
+
+def test_windows_share_one_list_of_ids():
+    dataset = windows(n=1000, max_length=100, stride=1)
+    storages = [t.untyped_storage() for t in (dataset.inputs, dataset.targets)]
+    assert storages[0].data_ptr() == storages[1].data_ptr()
+    assert storages[0].nbytes() == 1000 * 8
+    assert dataset.inputs.dtype == torch.int64
+
+
+def test_out_of_range_window_is_an_index_error():
+    with pytest.raises(IndexError):
+        windows(n=5, max_length=4, stride=1)[1]
+
+
+@pytest.mark.parametrize("text", ["", "word"])
+def test_too_short_text_without_any_window(text):
+    n = len(get_tokenizer().encode(text))
+    with pytest.raises(ValueError) as raised:
+        create_dataloader_v1(text, max_length=4)
+    assert f"the text has {n} tokens" in str(raised.value)
+    assert "max_length 4 and its target need 5; use a longer text" in str(raised.value)
+    assert "at most" not in str(raised.value)
+
+
+def test_too_short_text_says_which_max_length_would_do():
+    with pytest.raises(ValueError, match="has 8 tokens.* max_length at most 7"):
+        windows(n=8, max_length=8, stride=1)
+    assert len(windows(n=8, max_length=7, stride=1)) == 1
+
+
+@pytest.mark.parametrize("name", ["max_length", "stride", "batch_size"])
+@pytest.mark.parametrize("value", [0, -3])
+def test_sizes_must_be_positive(name, value):
+    sizes = {"max_length": 2, "stride": 1, "batch_size": 1, name: value}
+    with pytest.raises(ValueError, match=f"{name} {value} is not positive"):
+        create_dataloader_v1("one two three four", **sizes)
+
+
+def test_dropping_everything_is_an_error():
+    text = "a" + " a" * 8  # 9 tokens: 4 windows of 2 at stride 2
+    sizes = {"max_length": 2, "stride": 2}
+    with pytest.raises(ValueError, match="batch_size 5 .* data set of 4 windows"):
+        create_dataloader_v1(text, batch_size=5, **sizes)
+    assert len(create_dataloader_v1(text, batch_size=4, **sizes)) == 1
+    loader = create_dataloader_v1(text, batch_size=5, drop_last=False, **sizes)
+    assert [inputs.shape for inputs, _ in loader] == [(4, 2)]
+
+
+# Loaders
+
+
+def batches(epochs=2, seed=1, **options):
+    """All batches of some epochs over the story, inputs and targets side by side."""
+    generator = torch.Generator().manual_seed(seed)
+    loader = create_dataloader_v1(
+        data.load_text("short-story"),
+        **{"batch_size": 4, "max_length": 16, "stride": 8, **options},
+        generator=generator,
+    )
+    return [torch.stack(batch) for _ in range(epochs) for batch in loader]
+
+
+def same(left, right):
+    return len(left) == len(right) and all(map(torch.equal, left, right))
+
+
+def test_batches_have_the_shape_and_the_shift():
+    for batch in batches(epochs=1):
+        assert batch.shape == (2, 4, 16)
+        assert torch.equal(batch[0, :, 1:], batch[1, :, :-1])
+
+
+def test_same_seed_same_order_whatever_else_draws():
+    first = batches()
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert same(batches(), first)
+    assert not same(batches(seed=2), first)
+
+
+def test_each_epoch_has_its_own_order_of_the_same_windows():
+    both = batches(batch_size=1)
+    half = len(both) // 2
+    assert not same(both[:half], both[half:])
+    first, second = (
+        sorted(b.flatten().tolist() for b in part)
+        for part in (both[:half], both[half:])
+    )
+    assert first == second
+
+
+def test_without_shuffling_batches_follow_the_text():
+    inputs = [b[0] for b in batches(epochs=1, shuffle=False, stride=16, batch_size=1)]
+    ids = get_tokenizer().encode(data.load_text("short-story"))
+    assert torch.cat(inputs).flatten().tolist() == ids[: 16 * len(inputs)]
+
+
+def test_workers_change_nothing():
+    assert same(batches(num_workers=2), batches(num_workers=0))
+
+
+def test_last_batch():
+    whole = batches(epochs=1, drop_last=False, batch_size=7)
+    windows_in_all = sum(batch.shape[1] for batch in whole)
+    assert windows_in_all % 7 != 0, "choose another batch_size for this test"
+    assert len(batches(epochs=1, batch_size=7)) == len(whole) - 1
+
+
+# The checks of the exercises
+
+
+def merge_overlapping(ids, new_id):
+    """Exercise 6 with its commonest mistake: the second of a pair is used again."""
+    if len(ids) < 2:
+        return ids
+    pairs = list(zip(ids, ids[1:], strict=False))
+    pair = max(pairs, key=pairs.count)
+    return [new_id if p == pair else p[0] for p in pairs] + ids[-1:]
+
+
+def merge_smallest(ids, new_id):
+    """Exercise 6 with another rule for ties: the smallest pair, not the first."""
+    pairs = list(zip(ids, ids[1:], strict=False))
+    pair = max(sorted(pairs), key=pairs.count, default=None)
+    merged = []
+    for token_id in ids:
+        merged.append(token_id)
+        if tuple(merged[-2:]) == pair:
+            merged[-2:] = [new_id]
+    return merged
+
+
+def overwriting_gradient(ids, upstream, vocab_size):
+    """Exercise 5 with its commonest mistake: the last occurrence wins."""
+    gradient = torch.zeros(vocab_size, upstream.shape[-1])
+    gradient[ids] += upstream
+    return gradient
+
+
+WRONG_ANSWERS = [
+    (checks.lossless_split, split_text, "were blanks or line ends dropped"),
+    (checks.lossless_split, list, "is not among the pieces"),
+    (checks.count_windows, lambda n, t, s: (n - 1 - t) // s + 1, "has none"),
+    (
+        checks.count_windows,
+        lambda n, t, s: max(0, (n - t) // s + 1),
+        "one token beyond",
+    ),
+    (checks.count_windows, lambda n, t, s: max(0, (n - t) // s), "first window"),
+    (checks.count_windows, lambda n, t, s: max(0, (n - 1 - t) / s + 1), "whole"),
+    (checks.embedding_sizes, lambda v, t, c: v * c, "two tables"),
+    (
+        checks.streamed,
+        lambda ids, tokenizer: [tokenizer.decode([i]) for i in ids],
+        "half a character",
+    ),
+    (checks.streamed, lambda ids, tokenizer: [tokenizer.decode(ids)], "do not wait"),
+    (checks.streamed, lambda ids, tokenizer: tokenizer.decode(ids), "yield"),
+    (checks.embedding_gradient, overwriting_gradient, "add up"),
+    (checks.merge_most_frequent, merge_overlapping, "should become"),
+    (checks.merge_most_frequent, merge_smallest, "first in the text"),
+]
+
+
+@pytest.mark.parametrize(("check", "answer", "message"), WRONG_ANSWERS)
+def test_checks_explain_wrong_answers(check, answer, message):
+    with pytest.raises(AssertionError, match=message):
+        check(answer)
+
+
+@pytest.mark.parametrize("check", dict.fromkeys(check for check, *_ in WRONG_ANSWERS))
+@pytest.mark.parametrize("blank", [None, ...])
+def test_checks_recognise_an_unanswered_exercise(check, blank):
+    with pytest.raises(AssertionError, match="still unanswered"):
+        check(lambda *_: blank)
+
+
+def test_the_mirror_of_tiktokens_cache():
+    """Where a filled cache of tiktoken's exists, `get_encoding` itself agrees."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", "")
+    names = [hashlib.sha1(u.encode()).hexdigest() for u, _ in TIKTOKEN_FILES.values()]
+    if not folder or not all((Path(folder) / name).is_file() for name in names):
+        pytest.skip("TIKTOKEN_CACHE_DIR names no folder with tiktoken's GPT-2 files")
+    story = data.load_text("short-story")
+    assert tiktoken.get_encoding("gpt2").encode(story) == get_tokenizer().encode(story)
