@@ -308,6 +308,7 @@ def run_ruff(arguments: list[str], text: str, name: str) -> str:
 def exercises_from(solutions: nbformat.NotebookNode) -> str:
     """The exercises notebook: the solutions with blank answers and no outputs."""
     exercises = nbformat.from_dict(solutions)
+    exercises.metadata.pop("code_sha256", None)  # of the run that stored the outputs
     for cell in exercises.cells:
         if cell.cell_type == "code":
             cell.source = SOLUTION.sub(r"\g<indent>...", cell.source)

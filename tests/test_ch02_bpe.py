@@ -1,0 +1,762 @@
+"""The byte-pair encoder against tiktoken, Rust's tokenizers and a plain trainer.
+
+`LLM_COURSE_FUZZ=100000` sets how many random strings are tried (default 2,000), and
+`LLM_COURSE_MIRROR` names the folder whose `corpus/*.txt.xz` the long tests read.
+"""
+
+import base64
+import hashlib
+import json
+import lzma
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiktoken
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
+from tiktoken_ext.openai_public import r50k_pat_str
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from ch02_text_data import bpe
+from shared import data
+from shared.bundle import bundle
+from shared.ch02 import (
+    AFTER_UNICODE_16,
+    BPETokenizer,
+    GPTDatasetV1,
+    byte_ids,
+    count_words,
+    get_tokenizer,
+    learn_merges,
+    merge_by_rank,
+    merge_pair,
+    spell,
+    train_naive,
+)
+
+FUZZ = int(os.environ.get("LLM_COURSE_FUZZ", "2000"))
+END = "<|endoftext|>"
+STORY = data.load_text("short-story")
+
+fuzzed = settings(
+    max_examples=FUZZ,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+# Any characters at all, and texts like those people write: words, contractions,
+# numbers, code, runs of blanks, emoji.
+parts = st.sampled_from(
+    ["'s", "'LL", "'", " ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u2028", "the", "The"]
+    + ["don't", "naïve", "1", "1234", "½", "٣", "x_1", "==", "...", "-->", "🙂", "👩‍💻"]
+    + [
+        END,
+        "<|",
+        "中文",
+        "हिन्दी",
+        "русский",
+        "العربية",
+        "\ufffd",
+        "\x00",
+        "e\u0301",
+        " \u0301",
+    ]
+)
+texts = st.one_of(
+    st.text(), st.lists(st.one_of(parts, st.text(max_size=3)), max_size=20).map("".join)
+)
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return BPETokenizer.from_gpt2()
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return get_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    tokenizer = BPETokenizer()
+    tokenizer.train(STORY, 1_000)
+    return tokenizer
+
+
+def corpus(n_bytes):
+    """About so many bytes, in equal parts from each file of the mirror."""
+    mirror = os.environ.get("LLM_COURSE_MIRROR")
+    files = sorted(Path(mirror, "corpus").glob("*.txt.xz")) if mirror else []
+    if not files:
+        pytest.skip("LLM_COURSE_MIRROR names no folder with corpus/*.txt.xz")
+    chunks = []
+    for file in files:
+        with lzma.open(file) as stream:
+            chunks.append(stream.read(n_bytes // len(files)))
+    return b"".join(chunks).decode("utf-8", "ignore")
+
+
+def rust_trained(text, vocab_size):
+    """Train Rust's tokenizers library with the same cuts and the same alphabet."""
+    rust = Tokenizer(models.BPE())
+    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rust.train_from_iterator(text.split("\n\n\n"), trainer)
+    return rust
+
+
+def spelled_merges(tokenizer):
+    spelled = {i: spell(token) for i, token in tokenizer.vocab.items()}
+    return [[spelled[left], spelled[right]] for left, right in tokenizer.merges]
+
+
+# Learning
+
+
+def test_published_example():
+    ids = list(b"aaabdaaabac")
+    for pair, new_id in train_naive([ids], 3).items():
+        ids = merge_pair(ids, pair, new_id)
+    assert ids == [258, ord("d"), 258, ord("a"), ord("c")]  # XdXac
+    fast = learn_merges({tuple(b"aaabdaaabac"): 1}, 3)
+    assert list(fast) == [(97, 97), (97, 98), (256, 257)]
+
+
+def test_ties_go_to_the_smaller_pair():
+    assert list(learn_merges({(5, 6): 2, (5, 4): 2, (3, 9): 1}, 3)) == [
+        (5, 4),
+        (5, 6),
+        (3, 9),
+    ]
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text("abc", min_size=1, max_size=12), st.integers(1, 3)),
+        max_size=8,
+    ),
+    st.integers(0, 30),
+)
+def test_fast_trainer_learns_what_the_plain_one_learns(words, n_merges):
+    """Few letters: many ties, many overlaps such as `aaa`."""
+    counted = {}
+    for word, times in words:
+        counted[byte_ids(word)] = counted.get(byte_ids(word), 0) + times
+    repeated = [ids for ids, times in counted.items() for _ in range(times)]
+    plain = train_naive(repeated, n_merges)
+    fast = learn_merges(counted, n_merges)
+    assert list(fast.items()) == list(plain.items())
+
+
+def test_merges_of_the_story_are_those_of_rust(trained):
+    rust = json.loads(rust_trained(STORY, 999).to_str())
+    assert spelled_merges(trained) == rust["model"]["merges"]
+
+
+def test_merges_of_a_megabyte_are_those_of_rust():
+    text = corpus(1_000_000)
+    ours = BPETokenizer()
+    ours.train(text, 2_000, allowed_special=())
+    rust = json.loads(rust_trained(text, 2_000).to_str())
+    assert len(ours.merges) == 2_000 - 256
+    assert spelled_merges(ours) == rust["model"]["merges"]
+    assert {spell(t): i for i, t in ours.vocab.items()} == rust["model"]["vocab"]
+
+
+def test_order_of_documents_does_not_matter():
+    documents = STORY.split("\n\n")
+    one, two = BPETokenizer(), BPETokenizer()
+    one.train(documents, 600)
+    two.train(iter(documents[::-1]), 600)
+    assert list(one.merges.items()) == list(two.merges.items())
+
+
+def test_merges_do_not_depend_on_the_process():
+    program = (
+        "import hashlib\nfrom shared import data\nfrom ch02_text_data.bpe import *\n"
+        "t = BPETokenizer()\n"
+        "t.train(data.load_text('short-story'), 700, {'<|a|>', '<|b|>', '<|c|>'})\n"
+        "tables = repr((t.merges, t.special_tokens))\n"
+        "print(hashlib.sha256(tables.encode()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+
+
+def test_vocabulary_has_bytes_merges_and_special_tokens_in_this_order(trained):
+    assert trained.n_vocab == len(trained.vocab) == 1_000
+    assert list(trained.merges.values()) == list(range(256, 999))
+    assert trained.special_tokens == {END: 999}
+    assert trained.eot_token == 999
+
+
+def test_special_tokens_are_numbered_in_sorted_order():
+    tokenizer = BPETokenizer()
+    tokenizer.train(STORY, 300, {f"<|{letter}|>" for letter in "fbdaec"})
+    expected = {f"<|{letter}|>": 294 + i for i, letter in enumerate("abcdef")}
+    assert list(tokenizer.special_tokens.items()) == list(expected.items())
+
+
+def test_nothing_is_learned_from_special_tokens():
+    text = f"low lower lowest{END}" * 50
+    tokenizer = BPETokenizer()
+    tokenizer.train(text, 262)
+    assert not any(
+        token in END.encode() for token in list(tokenizer.vocab.values())[256:-1]
+    )
+    count = count_words([text], {END})
+    assert set(count) == {"low", " lower", " lowest"}
+
+
+def test_untrained_tokenizer_knows_the_bytes():
+    tokenizer = BPETokenizer()
+    assert tokenizer.n_vocab == 256
+    assert len(tokenizer.encode("é🙂")) == 6
+    assert tokenizer.decode(tokenizer.encode("é🙂")) == "é🙂"
+
+
+@pytest.mark.parametrize(
+    ("text", "vocab_size", "special", "message"),
+    [
+        (STORY, 256, {END}, "vocab_size 256 is too small: .* need 257"),
+        (STORY, 0, (), "vocab_size 0 is too small: .* need 256"),
+        ("", 300, {END}, "text to train on is empty"),
+        ([], 300, {END}, "text to train on is empty"),
+        (END * 3, 300, {END}, "text to train on is empty"),
+        ("hug pug hugs", 300, {END}, "after 6 merges.* at most 263"),
+        ("a\ud800b", 300, {END}, r"character 1 of the text is '\\ud800'"),
+        (STORY, 300, END, "special token .* is too short"),
+        (STORY, 300, {""}, "special token '' is too short"),
+    ],
+)
+def test_training_refuses(text, vocab_size, special, message):
+    tokenizer = BPETokenizer()
+    with pytest.raises(ValueError, match=message):
+        tokenizer.train(text, vocab_size, special)
+    assert tokenizer.n_vocab == 256
+    assert tokenizer.merges == {}
+
+
+def test_text_must_be_text(trained):
+    with pytest.raises(TypeError, match="expected a text .*not bytes"):
+        trained.encode(b"abc")
+    with pytest.raises(TypeError, match="not int"):
+        BPETokenizer().train([1, 2], 300)
+
+
+# Cutting
+
+
+def test_letters_numbers_and_blanks_are_those_of_tiktoken():
+    """Every code point: should a release of either package know more, this names it."""
+    bytes_only = {bytes([i]): i for i in range(256)}
+    every = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
+    for ours, theirs in (
+        (bpe._LETTER, r"\p{L}"),
+        (bpe._NUMBER, r"\p{N}"),
+        (r"\s",) * 2,
+    ):
+        encoding = tiktoken.Encoding(
+            name="", pat_str=theirs, mergeable_ranks=bytes_only, special_tokens={}
+        )
+        expected = set(encoding.decode(encoding.encode_ordinary(every)))
+        found = set(bpe.regex.findall(ours, every, bpe.regex.V1))
+        assert sorted(f"U+{ord(c):04X}" for c in found ^ expected) == []
+
+
+def test_ids_of_characters_newer_than_tiktokens_unicode(gpt2, oracle):
+    newer = bpe.regex.findall(
+        f"[{AFTER_UNICODE_16}]", "".join(map(chr, range(0xE000, 0x40000))), bpe.regex.V1
+    )
+    assert len(newer) > 17_000
+    for text in ("{}醒", "{}é{}", "a{}1", ".{} {}", "{}士{}"):
+        joined = "\n".join(text.replace("{}", character) for character in newer)
+        assert gpt2.encode(joined) == oracle.encode(joined)
+
+
+# Encoding and decoding
+
+
+@fuzzed
+@given(text=texts)
+def test_ids_are_tiktokens_and_round_trips_exact(gpt2, oracle, text):
+    ids = gpt2.encode(text, disallowed_special=())
+    assert ids == oracle.encode(text, disallowed_special=())
+    assert gpt2.decode(ids) == text
+    if END in text:
+        ids = gpt2.encode(text, allowed_special={END})
+        assert ids == oracle.encode(text, allowed_special={END})
+        assert gpt2.decode(ids) == text
+
+
+@fuzzed
+@given(text=texts)
+def test_round_trip_of_a_trained_tokenizer(trained, text):
+    for ids in (trained.encode_ordinary(text), trained.encode(text, "all")):
+        assert trained.decode(ids, errors="strict") == text
+
+
+def test_corpus_as_tiktoken(gpt2, oracle):
+    text = corpus(5_000_000)
+    ids = gpt2.encode(text, allowed_special={END})
+    assert len(text.encode()) > 4_900_000
+    assert ids == oracle.encode(text, allowed_special={END})
+    assert gpt2.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=" * 100_000, "中文" * 30_000, "ab" * 50_000, " " * 50_000 + "x", "\n" * 999],
+)
+def test_long_words(gpt2, oracle, text):
+    assert gpt2.encode(text) == oracle.encode(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("abc", max_size=40))
+def test_heap_merges_as_the_plain_rule_does(text):
+    """Take the pair learned first, replace it everywhere, repeat."""
+    merges = learn_merges({byte_ids("abcabcaabbccabacab"): 1, byte_ids("aaaa"): 2}, 12)
+    ids = list(byte_ids(text))
+    while found := [p for p in zip(ids, ids[1:], strict=False) if p in merges]:
+        first = min(found, key=merges.get)
+        ids = merge_pair(ids, first, merges[first])
+    assert merge_by_rank(byte_ids(text), merges) == ids
+
+
+def test_every_token_of_gpt2_encodes_to_itself(gpt2):
+    by_byte = {token[0]: i for i, token in gpt2.vocab.items() if len(token) == 1}
+    for i in gpt2.merges.values():
+        ids = [by_byte[byte] for byte in gpt2.vocab[i]]
+        assert merge_by_rank(ids, gpt2.merges) == [i]
+
+
+def test_empty_text_is_no_ids(gpt2):
+    assert gpt2.encode("") == []
+    assert gpt2.decode([]) == ""
+
+
+def test_cache_is_bounded_and_changes_nothing(monkeypatch, trained):
+    expected = trained.encode(STORY)
+    monkeypatch.setattr(bpe, "CACHED_WORDS", 10)
+    monkeypatch.setattr(bpe, "LONGEST_CACHED_WORD", 8)
+    tokenizer = BPETokenizer()
+    tokenizer.train(STORY, 1_000)
+    assert tokenizer.encode(STORY) == expected
+    assert 0 < len(tokenizer._cache) <= 10
+    assert max(map(len, tokenizer._cache)) <= 8
+
+
+def test_ids_belong_to_the_caller(gpt2):
+    first = gpt2.encode("hello hello")
+    first.append(-1)
+    assert gpt2.encode("hello hello") == first[:-1]
+
+
+def test_training_again_forgets_the_cache():
+    tokenizer = BPETokenizer()
+    tokenizer.train("hug pug hugs " * 9, 260)
+    tokenizer.encode("hug pug hugs")
+    tokenizer.train("bun pun buns " * 9, 260)
+    assert len(tokenizer.encode("hug")) == 3
+
+
+@fuzzed
+@given(ids=st.lists(st.integers(0, 50_256), max_size=20))
+def test_any_ids_decode_as_tiktokens(gpt2, oracle, ids):
+    assert gpt2.decode_bytes(ids) == oracle.decode_bytes(ids)
+    assert gpt2.decode(ids) == oracle.decode(ids)
+
+
+def test_bytes_that_are_no_text(gpt2):
+    cut = gpt2.encode("🙂!")[:1]
+    assert gpt2.decode(cut) == "\ufffd"
+    with pytest.raises(UnicodeDecodeError):
+        gpt2.decode(cut, errors="strict")
+
+
+@pytest.mark.parametrize("unknown", [50_257, -1, None, "a"])
+def test_unknown_id(gpt2, unknown):
+    message = f"token id {unknown!r} is not in the vocabulary.* 0 to 50256"
+    with pytest.raises(ValueError, match=message):
+        gpt2.decode([1, unknown])
+
+
+@pytest.mark.parametrize("text", ["\ud800", "ab\udfff", "🙂\ud83d \ude42"])
+def test_half_of_a_surrogate_pair(gpt2, text):
+    position = next(i for i, c in enumerate(text) if 0xD800 <= ord(c) < 0xE000)
+    with pytest.raises(ValueError, match=f"character {position} of the text") as caught:
+        gpt2.encode(text)
+    assert "surrogatepass" in str(caught.value)
+    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert gpt2.decode(gpt2.encode(mended)) == mended
+
+
+# Special tokens
+
+
+@pytest.mark.parametrize("text", [END, f"a{END}b", f"{END}{END} x"])
+def test_special_tokens_are_opted_in_as_in_tiktoken(gpt2, oracle, text):
+    for tokenizer in (gpt2, oracle):
+        with pytest.raises(ValueError, match="special token .*endoftext"):
+            tokenizer.encode(text)
+    for options in (
+        {"allowed_special": {END}},
+        {"allowed_special": "all"},
+        {"disallowed_special": ()},
+        {"allowed_special": {END}, "disallowed_special": ()},
+    ):
+        assert gpt2.encode(text, **options) == oracle.encode(text, **options)
+    assert gpt2.encode_ordinary(text) == oracle.encode_ordinary(text)
+    assert gpt2.decode(gpt2.encode(text, allowed_special="all")) == text
+
+
+@pytest.mark.parametrize("options", [{}, {"allowed_special": {END}}])
+def test_text_can_be_forbidden(gpt2, oracle, options):
+    for tokenizer in (gpt2, oracle):
+        with pytest.raises(ValueError, match="secret"):
+            tokenizer.encode("a secret", disallowed_special={"secret"}, **options)
+
+
+def test_longest_special_token_wins():
+    tokenizer = BPETokenizer()
+    tokenizer.train(STORY, 300, {"<|a|>", "<|a|><|b|>"})
+    ids = tokenizer.encode("<|a|><|b|><|a|>", allowed_special="all")
+    assert ids == [
+        tokenizer.special_tokens["<|a|><|b|>"],
+        tokenizer.special_tokens["<|a|>"],
+    ]
+
+
+def test_tokenizer_without_special_tokens():
+    tokenizer = BPETokenizer()
+    tokenizer.train(STORY, 300, allowed_special=())
+    assert tokenizer.decode(tokenizer.encode(END, allowed_special={END})) == END
+    with pytest.raises(ValueError, match="no special token"):
+        _ = tokenizer.eot_token
+
+
+# Files
+
+
+FORMATS = ["folder", "ranks.tiktoken", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_saved_and_loaded_is_the_same(trained, gpt2, tmp_path, name):
+    for tokenizer in (trained, gpt2):
+        tokenizer.save(tmp_path / name)
+        special = tokenizer.special_tokens if name.endswith("tiktoken") else None
+        again = BPETokenizer.load(str(tmp_path / name), special)
+        assert again.vocab == tokenizer.vocab
+        assert list(again.merges.items()) == list(tokenizer.merges.items())
+        assert again.special_tokens == tokenizer.special_tokens
+        assert again.encode(STORY) == tokenizer.encode(STORY)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_special_tokens_of_any_form_survive(tmp_path, name):
+    tokenizer = BPETokenizer()
+    tokenizer.train(STORY, 300, {"[PAD]", "<|user name|>"})
+    tokenizer.save(tmp_path / name)
+    again = BPETokenizer.load(tmp_path / name, tokenizer.special_tokens)
+    assert again.special_tokens == tokenizer.special_tokens
+    assert again.vocab == tokenizer.vocab
+
+
+def test_gpt2_is_saved_as_openai_published_it(gpt2, tmp_path):
+    gpt2.save(tmp_path)
+    for name in ("encoder.json", "vocab.bpe"):
+        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert digest == data.FILES[f"gpt2-bpe/{name}"].sha256
+
+
+def test_tiktoken_reads_our_files(trained, tmp_path):
+    trained.save(tmp_path / "ranks.tiktoken")
+    trained.save(tmp_path / "folder")
+    ranks = load_tiktoken_bpe(str(tmp_path / "ranks.tiktoken"))
+    assert ranks == data_gym_to_mergeable_bpe_ranks(
+        str(tmp_path / "folder/vocab.bpe"), str(tmp_path / "folder/encoder.json")
+    )
+    encoding = tiktoken.Encoding(
+        name="story",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens=trained.special_tokens,
+    )
+    text = STORY + END + "Unseen: naïve 🙂 中文 12345"
+    assert encoding.encode(text, allowed_special="all") == trained.encode(
+        text, allowed_special="all"
+    )
+
+
+def test_rust_reads_our_file(trained, gpt2, tmp_path):
+    text = STORY + END + "Unseen: naïve 🙂 中文 12345  \n\n\tx = y[1]"
+    for tokenizer in (trained, gpt2):
+        tokenizer.save(tmp_path / "tokenizer.json")
+        rust = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        ids = tokenizer.encode(text, allowed_special="all")
+        assert rust.encode(text).ids == ids
+        assert rust.decode(ids, skip_special_tokens=False) == text
+        assert rust.get_vocab_size() == tokenizer.n_vocab
+
+
+def test_we_read_rusts_file(tmp_path):
+    """Its special tokens come first, so bytes and merges have other ids than ours."""
+    rust = Tokenizer(models.BPE())
+    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<pad>", END],
+        show_progress=False,
+    )
+    rust.train_from_iterator([STORY], trainer)
+    rust.save(str(tmp_path / "rust.json"))
+    ours = BPETokenizer.load(tmp_path / "rust.json")
+    assert ours.special_tokens == {"<pad>": 0, END: 1}
+    text = STORY + END + "naïve 🙂<pad>"
+    ids = ours.encode(text, allowed_special="all")
+    assert ids == rust.encode(text).ids
+    assert ours.decode(ids) == text
+    with pytest.raises(ValueError, match="<pad>"):
+        ours.encode(text, allowed_special={END})
+
+
+def replace_line(number, line):
+    """A fault: the file with one line (from 1) replaced, or taken out if None."""
+
+    def fault(text):
+        lines = text.split("\n")
+        lines[number - 1 : number] = [] if line is None else [line]
+        return "\n".join(lines)
+
+    return fault
+
+
+def in_json(change):
+    """A fault: the file after `change` has worked on its content."""
+
+    def fault(text):
+        content = json.loads(text)
+        change(content)
+        return json.dumps(content)
+
+    return fault
+
+
+def base64_of(token):
+    return base64.b64encode(token).decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "message"),
+    [
+        ("vocab.bpe", replace_line(5, "Ġs"), "vocab.bpe, line 5: expected two tokens"),
+        ("vocab.bpe", replace_line(5, ""), "vocab.bpe, line 5: expected two tokens"),
+        ("vocab.bpe", replace_line(5, "Ġ  s"), "line 5: expected two tokens"),
+        ("vocab.bpe", replace_line(5, "ж s"), "line 5: 'ж' is neither a byte nor"),
+        ("vocab.bpe", replace_line(5, "zq s"), "line 5: 'zq' is neither a byte nor"),
+        ("vocab.bpe", replace_line(5, "Q z"), "line 5: 'Qz' has no id; .*not belong"),
+        ("vocab.bpe", replace_line(9, "Ġ t"), "line 9: 'Ġt' has id 256, not above"),
+        (
+            "vocab.bpe",
+            lambda t: t[: t.index("\n", 999) - 1],  # in the middle of a line
+            "vocab.bpe, line .* (has no id|expected two tokens)",
+        ),
+        (
+            "vocab.bpe",
+            lambda t: t[: t.index("\n", 999) + 1],
+            "neither a byte nor made by a merge.* merges are missing",
+        ),
+        ("vocab.bpe", replace_line(300, None), r"neither a byte|merges are missing"),
+        ("vocab.bpe", lambda t: "", "vocab.bpe, line 1: expected two tokens"),
+        ("encoder.json", lambda t: t[:99], "encoder.json, line 1:"),
+        (
+            "encoder.json",
+            lambda t: "[1]",
+            "encoder.json: expected an object, not a list",
+        ),
+        ("encoder.json", in_json(lambda c: c.pop("!")), r"no id for the bytes \['!'\]"),
+        ("encoder.json", in_json(lambda c: c.update({"!": 1})), "ids must be integers"),
+        (
+            "encoder.json",
+            in_json(lambda c: c.update({"!": "0"})),
+            "ids must be integers",
+        ),
+        (
+            "encoder.json",
+            in_json(lambda c: c.update(qqq=5000)),
+            "'qqq' .id 5000. is neither",
+        ),
+        ("encoder.json", in_json(lambda c: c.pop("Ġthe")), "line .*'Ġthe' has no id"),
+        (
+            "ranks.tiktoken",
+            replace_line(300, "hm"),
+            "line 300: expected base64 and an id",
+        ),
+        ("ranks.tiktoken", replace_line(300, "h! 299"), "line 300: expected base64"),
+        ("ranks.tiktoken", replace_line(300, "aGk= x"), "line 300: 'x' is no id"),
+        ("ranks.tiktoken", replace_line(300, "aGk= 3"), "line 300: '3' is no id"),
+        ("ranks.tiktoken", replace_line(9, None), "only 255 of the 256 bytes"),
+        (
+            "ranks.tiktoken",
+            replace_line(300, base64_of(b"zqz") + " 299"),
+            "line 300: b'zqz' does not consist of two older tokens",
+        ),
+        ("tokenizer.json", lambda t: t[:999], "tokenizer.json, line [0-9]+:"),
+        (
+            "tokenizer.json",
+            in_json(lambda c: c.update(pre_tokenizer={"type": "Whitespace"})),
+            "pre_tokenizer is not GPT-2's",
+        ),
+        (
+            "tokenizer.json",
+            in_json(lambda c: c["pre_tokenizer"].update(use_regex=False)),
+            "pre_tokenizer is not GPT-2's",
+        ),
+        (
+            "tokenizer.json",
+            in_json(lambda c: c["pre_tokenizer"].update(add_prefix_space=True)),
+            "add_prefix_space",
+        ),
+        (
+            "tokenizer.json",
+            in_json(lambda c: c.update(normalizer={"type": "Lowercase"})),
+            "normalizer",
+        ),
+        (
+            "tokenizer.json",
+            in_json(lambda c: c["model"].update(ignore_merges=True)),
+            "model.ignore_merges is True",
+        ),
+        (
+            "tokenizer.json",
+            in_json(lambda c: c["model"].update(type="WordPiece")),
+            "model.type is 'WordPiece'",
+        ),
+        (
+            "tokenizer.json",
+            in_json(lambda c: c["model"]["merges"].insert(7, "a b c")),
+            "merge 8: not two tokens",
+        ),
+        (
+            "tokenizer.json",
+            in_json(lambda c: c["model"]["merges"].pop()),
+            "is neither a byte nor made by a merge",
+        ),
+    ],
+)
+def test_broken_files_are_refused(trained, tmp_path, name, fault, message):
+    trained.save(tmp_path)
+    trained.save(tmp_path / "ranks.tiktoken")
+    trained.save(tmp_path / "tokenizer.json")
+    broken = tmp_path / name
+    broken.write_text(fault(broken.read_text(encoding="utf-8")), encoding="utf-8")
+    path = broken if name in FORMATS else tmp_path
+    with pytest.raises(ValueError, match=message):
+        BPETokenizer.load(path)
+
+
+def test_files_of_two_tokenizers_are_refused(trained, gpt2, tmp_path):
+    trained.save(tmp_path / "ours")
+    gpt2.save(tmp_path / "theirs")
+    os.replace(tmp_path / "theirs/encoder.json", tmp_path / "ours/encoder.json")
+    with pytest.raises(ValueError, match="vocab.bpe, line .* not belong together"):
+        BPETokenizer.load(tmp_path / "ours")
+
+
+def test_special_token_that_is_an_ordinary_one(trained, tmp_path):
+    trained.save(tmp_path / "ranks.tiktoken")
+    with pytest.raises(ValueError, match=r"ordinary tokens too: \[' the'\]"):
+        BPETokenizer.load(tmp_path / "ranks.tiktoken", {" the": 999})
+
+
+def test_file_that_is_no_text(trained, tmp_path):
+    trained.save(tmp_path)
+    (tmp_path / "vocab.bpe").write_bytes(b"#version: 0.2\n\xff\xfe a\n")
+    with pytest.raises(ValueError, match="vocab.bpe: byte 14 is not UTF-8"):
+        BPETokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.json", "nowhere.tiktoken"])
+def test_missing_file(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        BPETokenizer.load(tmp_path / name)
+
+
+def test_windows_line_ends_are_accepted(trained, tmp_path):
+    trained.save(tmp_path)
+    path = tmp_path / "vocab.bpe"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert BPETokenizer.load(tmp_path).merges == trained.merges
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("victim", ["os.replace", "pathlib.Path.write_text"])
+def test_failed_save_keeps_the_old_file(trained, tmp_path, monkeypatch, name, victim):
+    trained.save(tmp_path / name)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    other = BPETokenizer()
+    other.train(STORY, 300)
+
+    def fail(*arguments, **options):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(victim, fail)
+    with pytest.raises(OSError, match="disk full"):
+        other.save(tmp_path / name)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+# Beside the rest of the course
+
+
+def test_stands_in_for_tiktoken(gpt2, oracle):
+    assert gpt2.n_vocab == oracle.n_vocab == 50_257
+    assert gpt2.eot_token == oracle.eot_token == 50_256
+    ours = GPTDatasetV1(STORY, gpt2, max_length=64, stride=64)
+    theirs = GPTDatasetV1(STORY, oracle, max_length=64, stride=64)
+    assert len(ours) == len(theirs) > 50
+    assert all((ours[i][1] == theirs[i][1]).all() for i in range(len(ours)))
+
+
+def test_can_be_sent_to_another_process(trained):
+    assert pickle.loads(pickle.dumps(trained)).encode(STORY) == trained.encode(STORY)
+
+
+def test_bundle_runs_alone(tmp_path):
+    (tmp_path / "lone.py").write_text(bundle("ch02"), encoding="utf-8")
+    program = (
+        "from lone import *\nt = BPETokenizer()\nt.train('hug pug hugs' * 9, 262)\n"
+        "t.save('t.json')\nt = BPETokenizer.load('t.json')\n"
+        "print(t.decode(t.encode('hugs 🙂')), BPETokenizer.from_gpt2().encode('hugs'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.stdout == f"hugs 🙂 {get_tokenizer().encode('hugs')}\n", done.stderr
