@@ -1,0 +1,194 @@
+"""Checks for the exercises of chapter 5: each says what is wrong, and hints at why."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from shared.ch04 import GPTModel
+
+TINY = {
+    "vocab_size": 40,
+    "context_length": 8,
+    "emb_dim": 16,
+    "n_heads": 2,
+    "n_layers": 2,
+    "drop_rate": 0.0,
+    "qkv_bias": False,
+}
+
+
+def _require_answer(result: object, name: str) -> None:
+    """Raise AssertionError if the exercise has not been answered yet."""
+    assert result is not None and result is not ..., (
+        f"{name} returned {'nothing' if result is None else '...'}: the exercise is "
+        "still unanswered; replace the `...` by your code and `return` the result"
+    )
+
+
+def _pieces(sizes: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of random ids and targets with so many windows of eight tokens."""
+    generator = torch.Generator().manual_seed(6)
+    ids = [torch.randint(40, (size, 9), generator=generator) for size in sizes]
+    return [(piece[:, :-1], piece[:, 1:]) for piece in ids]
+
+
+def bits_per_byte(answer: Callable[[float, int, int], float]) -> None:
+    """Exercise 5.1: nats per token to bits per byte."""
+    found = answer(math.log(256), 100, 100)
+    _require_answer(found, "bits_per_byte")
+    assert not math.isclose(found, math.log(256)), (
+        "an even guess among 256 bytes gives 5.545, which still is nats: divide by ln 2"
+    )
+    assert math.isclose(found, 8), (
+        "an even guess among the 256 bytes, one token per byte, must cost 8 bits per "
+        f"byte, not {found}"
+    )
+    found = answer(3.0, 250, 1000)
+    assert not math.isclose(found, 3.0 * 4 / math.log(2)), (
+        "that grows with the length of a token: multiply by the tokens, divide by the "
+        "bytes"
+    )
+    assert math.isclose(found, 0.75 / math.log(2)), (
+        "3 nats per token, four bytes per token: wanted 0.75 / ln 2 = 1.082 bits per "
+        f"byte, found {found}"
+    )
+    print("Right: now models with different tokenizers can be compared.")
+
+
+def unigram_loss(answer: Callable[[list[int], list[int], int], float]) -> None:
+    """Exercise 5.2: the loss of add-one frequencies."""
+    train, val = [0, 0, 0, 1, 1, 2], [0, 1, 3]
+    found = answer(train, val, 4)
+    _require_answer(found, "unigram_loss")
+    wanted = -(math.log(0.4) + math.log(0.3) + math.log(0.1)) / 3
+    assert math.isfinite(found), (
+        "the loss is infinite: a token that training never saw needs a probability "
+        "above 0, so add 1 to each count"
+    )
+    assert not math.isclose(found, 3 * wanted), "return the mean per token, not the sum"
+    assert not math.isclose(found, -wanted), "a loss is minus the logarithm"
+    assert math.isclose(found, wanted, rel_tol=1e-6), (
+        f"trained on {train} with V = 4, the tokens 0, 1 and 3 have the probabilities "
+        f"4/10, 3/10 and 1/10; so {val} costs {wanted:.4f} per token, not {found:.4f}"
+    )
+    assert math.isclose(answer([], [5], 50), math.log(50), rel_tol=1e-6), (
+        "without any training text the loss must be ln V"
+    )
+    print("Right: a network has to do better than that to have learned from context.")
+
+
+def keep_min_p(answer: Callable[[torch.Tensor, float], torch.Tensor]) -> None:
+    """Exercise 5.3: keep what has a share of the largest probability."""
+    rows = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.12, 0.18, 0.3, 0.4]])
+    before = rows.clone()
+    found = answer(rows, 0.4)
+    _require_answer(found, "keep_min_p")
+    assert torch.equal(rows, before), "the probabilities given were changed in place"
+    assert found.shape == rows.shape, f"the shape became {tuple(found.shape)}"
+    wanted = torch.tensor([[0.625, 0.375, 0.0, 0.0], [0.0, 9 / 44, 15 / 44, 20 / 44]])
+    kept, wanted_kept = (found > 0).tolist(), (wanted > 0).tolist()
+    assert kept[0] == wanted_kept[0], (
+        f"of {rows[0].tolist()} with p = 0.4, keep what is at least 0.4 * 0.5 = 0.2; "
+        f"you kept {kept[0]}"
+    )
+    assert kept[1] == wanted_kept[1], (
+        f"of {rows[1].tolist()} keep what is at least 0.4 * 0.4 = 0.16; you kept "
+        f"{kept[1]}: each row has a largest probability of its own"
+    )
+    assert torch.allclose(found.sum(-1), torch.ones(2)), (
+        f"the rows sum to {found.sum(-1).tolist()}: divide by the sum of what is kept"
+    )
+    assert torch.allclose(found, wanted), f"wanted {wanted.tolist()}"
+    edge = answer(torch.tensor([[0.5, 0.25, 0.25]]), 0.5)
+    assert (edge > 0).all(), "a token with exactly the share p is kept"
+    assert torch.allclose(answer(rows, 1e-9), rows), "a tiny p must keep all"
+    print("Right: sure or unsure, the tail is cut where it is thin against the top.")
+
+
+def accumulate_gradients(answer: Callable[[GPTModel, list], None]) -> None:
+    """Exercise 5.4: the gradient of the mean over all tokens of all pieces."""
+    torch.manual_seed(1)
+    model = GPTModel(TINY)
+    pieces = _pieces((3, 1, 2))
+    whole = copy.deepcopy(model)
+    inputs, targets = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    F.cross_entropy(whole(inputs).flatten(0, 1), targets.flatten()).backward()
+    wanted = whole.tok_emb.weight.grad
+    before = model.tok_emb.weight.detach().clone()
+    answer(model, pieces)
+    found = model.tok_emb.weight.grad
+    assert found is not None, (
+        "the parameters have no gradient: the exercise is still unanswered, or "
+        "`backward` was never called"
+    )
+    assert torch.equal(before, model.tok_emb.weight), "the weights must not change here"
+    ratio = (found.norm() / wanted.norm()).item()
+    assert not torch.allclose(found, 3 * wanted, atol=1e-5) and ratio < 2, (
+        f"the gradient is {ratio:.1f} times too large: a sum of means is not the mean; "
+        "scale each piece's loss before `backward`"
+    )
+    assert torch.allclose(found, wanted, atol=1e-6), (
+        "close, but a piece of three windows must weigh three times as much as one of "
+        "one: scale each loss by its share of the tokens"
+    )
+    answer(model, pieces)
+    assert torch.allclose(model.tok_emb.weight.grad, wanted, atol=1e-6), (
+        "called a second time, the result differs: the old gradients must go first"
+    )
+    print("Right: three small passes left the gradient of one large batch.")
+
+
+def early_stopping(answer: Callable[[list[float], int], tuple[int, int]]) -> None:
+    """Exercise 5.5: the best look, and the look at which one stops."""
+    cases = [
+        ([5.0, 4.0, 4.5, 4.6, 3.0], 2, (1, 3), "it never gets to see the 3.0"),
+        ([5.0, 4.0, 4.5, 3.9, 4.0], 2, (3, 4), "the 3.9 came in time"),
+        ([5.0, 4.0, 4.0, 4.0, 4.0], 3, (1, 4), "an equal loss is no improvement"),
+        ([5.0, 4.0, 3.0], 1, (2, 2), "it never stops before the end"),
+        ([2.0, 3.0], 1, (0, 1), "the first look can be the best"),
+        ([7.0], 5, (0, 0), "there is only one look"),
+    ]
+    for losses, patience, wanted, why in cases:
+        found = answer(list(losses), patience)
+        _require_answer(found, "early_stopping")
+        assert tuple(found) == wanted, (
+            f"losses {losses}, patience {patience}: wanted best and last look {wanted} "
+            f"({why}), found {tuple(found)}"
+        )
+    print("Right: all six runs stop where they should.")
+
+
+def adamw_step(answer: Callable[..., None]) -> None:
+    """Exercise 5.6: twenty steps, equal to those of `torch.optim.AdamW`."""
+    torch.manual_seed(2)
+    ours = GPTModel(TINY)
+    theirs = copy.deepcopy(ours)
+    settings = {"lr": 2e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+    oracle = torch.optim.AdamW(theirs.parameters(), **settings)
+    (inputs, targets), state = _pieces((4,))[0], {}
+    for n in range(1, 21):
+        for model in (ours, theirs):
+            model.zero_grad()
+            logits = model(inputs)
+            F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        start = ours.tok_emb.weight.detach().clone()
+        answer(list(ours.parameters()), state, n, **settings)
+        oracle.step()
+        assert not torch.equal(start, ours.tok_emb.weight), (
+            "no weight has moved: the exercise is still unanswered, or the parameters "
+            "were not changed in place"
+        )
+        pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+        worst = max((a - b).abs().max().item() for a, b in pairs)
+        if n == 1:
+            hint = "the corrections by 1 - beta ** n, the decay, eps outside the root"
+        else:
+            hint = "m and v kept in `state` from step to step, and n counted from 1"
+        assert worst < 1e-6, (
+            f"after step {n} a weight differs by {worst:.1e} from PyTorch's; check "
+            f"{hint}"
+        )
+    print("Right: twenty steps, and no weight differs by more than a millionth.")
