@@ -1,7 +1,7 @@
 """Chapter 2: Byte-pair encoding from scratch.
 
-You will build the tokenizer of GPT-2 yourself, train it on a text of your own, and
-check that it gives the very same ids as OpenAI's.
+Build GPT-2's tokenizer, train it on a text of your own, and get the very same ids as
+OpenAI's.
 
 Exported from bpe.ipynb, which explains every line: change it there, then run `python -m
 shared.export`.
@@ -159,6 +159,8 @@ def split_words(text: str) -> list[str]:
 def split_special(text: str, special_tokens: Collection[str]) -> list[str]:
     """Cut a text at special tokens: ordinary text, special, ordinary, ..., ordinary.
 
+    Ordinary texts, at the even places of the list, may be empty.
+
     Raises:
         ValueError: if a special token is shorter than two characters.
     """
@@ -198,13 +200,13 @@ def byte_characters() -> dict[int, str]:
     return written | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
 
 
-BYTE_CHARACTERS = byte_characters()
+BYTE_CHARACTERS = byte_characters()  # byte: its visible character
 
 
-BYTE_IDS = {byte: i for i, byte in enumerate(BYTE_CHARACTERS)}
+BYTE_IDS = {byte: i for i, byte in enumerate(BYTE_CHARACTERS)}  # byte: its id
 
 
-BYTE_TOKENS = {i: bytes([byte]) for i, byte in enumerate(BYTE_CHARACTERS)}
+BYTE_TOKENS = {i: bytes([byte]) for i, byte in enumerate(BYTE_CHARACTERS)}  # id: byte
 
 
 def byte_ids(word: str) -> tuple[int, ...]:
@@ -221,6 +223,8 @@ def replace_pair(
     ids: list[int], pair: tuple[int, int], new_id: int
 ) -> Iterator[tuple[tuple[int, int], int]]:
     """Replace `pair` by `new_id` in the list itself, and report what that changes.
+
+    As with every generator, nothing happens until the reports are read; read them all.
 
     Yields:
         A pair of neighbours with +1 for each that arises and -1 for each that vanishes;
@@ -264,6 +268,10 @@ def learn_merges(
 
     Args:
         words: how often each word, a tuple of byte ids, occurs.
+
+    Returns:
+        The id of each merged pair, in the order learned: 256, 257, ...; fewer than
+        `n_merges` if no pair is left.
     """
     sequences, times = [list(ids) for ids in words], list(words.values())
     counts, holders = index_pairs(sequences, times)
@@ -271,8 +279,8 @@ def learn_merges(
     heapq.heapify(heap)
     merges: dict[tuple[int, int], int] = {}
     while heap and len(merges) < n_merges:
-        count, pair = heapq.heappop(heap)
-        if counts[pair] < -count:  # out of date: the pair has become rarer
+        minus_count, pair = heapq.heappop(heap)
+        if counts[pair] < -minus_count:  # out of date: the pair has become rarer
             if counts[pair] > 0:
                 heapq.heappush(heap, (-counts[pair], pair))
             continue
@@ -299,9 +307,14 @@ class BPETokenizer:
     A new one knows the 256 bytes; `train` makes it learn merges, `load` and `from_gpt2`
     read a finished one. It encodes and decodes as a `tiktoken.Encoding` does.
 
+    >>> tokenizer = BPETokenizer()
+    >>> tokenizer.train("hug pug hugs", vocab_size=260)
+    >>> tokenizer.decode(tokenizer.encode("a hug 🙂"))
+    'a hug 🙂'
+
     Attributes:
         vocab: the bytes of each id, special tokens included.
-        n_vocab: how many ids there are, from 0: the width of a model's output.
+        n_vocab: the largest id plus one: the width of a model's output.
         merges: the id of each merged pair, in the order learned; ids ascend.
         special_tokens: the id of each special token's text.
     """
@@ -414,7 +427,7 @@ class BPETokenizer:
         """The ids of a text, with the same treatment of special tokens as tiktoken's.
 
         Args:
-            allowed_special: special tokens that mean themselves; "all" for every one.
+            allowed_special: special tokens that become their id; "all" for every one.
             disallowed_special: those that may not occur; "all" for every one that is
                 not allowed, () to encode the others as ordinary text.
 
@@ -444,7 +457,11 @@ class BPETokenizer:
 
     @property
     def eot_token(self) -> int:
-        """The id of the token between two documents."""
+        """The id of `<|endoftext|>`, the token between two documents.
+
+        Raises:
+            ValueError: if this tokenizer has no such token.
+        """
         if DOCUMENT_END not in self.special_tokens:
             raise ValueError(f"this tokenizer has no special token {DOCUMENT_END!r}")
         return self.special_tokens[DOCUMENT_END]
@@ -456,6 +473,10 @@ class BPETokenizer:
             path: `NAME.json` for Hugging Face's format; `NAME.tiktoken` for tiktoken's,
                 which leaves out special tokens; otherwise a folder, made if it is not
                 there, for GPT-2's `encoder.json` and `vocab.bpe`.
+
+        Raises:
+            ValueError: if a special token is spelled like another token.
+            OSError: if writing fails; the old file is still there.
         """
         path = Path(path)
         if path.suffix == ".json":
@@ -548,7 +569,7 @@ def merge_by_rank(ids: Sequence[int], merges: dict[tuple[int, int], int]) -> lis
         if j == end or merges.get((parts[i], parts[j])) != new_id:
             continue  # out of date: one of the two has been merged meanwhile
         parts[i], parts[j] = new_id, None
-        h, k = before[i], after[j]
+        h, k = before[i], after[j]  # the neighbours; -1 and `end` if there is none
         after[i] = k
         if k < end:
             before[k] = i

@@ -351,7 +351,7 @@ class TrainingRun:
             progress.now = random_state(loader)
 
     def look(self, eval_iter: int | None) -> None:
-        """Note, print both losses, over `eval_iter` batches; once per step at most."""
+        """Note and print the losses of `eval_iter` batches; once per step at most."""
         progress = self.progress
         if progress.history and progress.history[-1][0] == progress.step:
             return

@@ -5,6 +5,7 @@
 """
 
 import base64
+import doctest
 import hashlib
 import json
 import lzma
@@ -233,6 +234,12 @@ def test_untrained_tokenizer_knows_the_bytes():
     assert tokenizer.n_vocab == 256
     assert len(tokenizer.encode("é🙂")) == 6
     assert tokenizer.decode(tokenizer.encode("é🙂")) == "é🙂"
+
+
+def test_examples_in_docstrings():
+    result = doctest.testmod(bpe)
+    assert result.attempted >= 3
+    assert result.failed == 0
 
 
 @pytest.mark.parametrize(

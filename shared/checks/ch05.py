@@ -61,7 +61,14 @@ def bits_per_byte(answer: Callable[[float, int, int], float]) -> None:
 def unigram_loss(answer: Callable[[list[int], list[int], int], float]) -> None:
     """Exercise 5.2: the loss of add-one frequencies."""
     train, val = [0, 0, 0, 1, 1, 2], [0, 1, 3]
-    found = answer(train, val, 4)
+    try:
+        found = answer(train, val, 4)
+    except ValueError as error:  # math.log(0) among others
+        raise AssertionError(
+            f"your code raised ValueError ({error}); if that is the logarithm of 0: a "
+            "token that training never saw needs a probability above 0, so add 1 to "
+            "each count"
+        ) from error
     _require_answer(found, "unigram_loss")
     wanted = -(math.log(0.4) + math.log(0.3) + math.log(0.1)) / 3
     assert math.isfinite(found), (
@@ -87,6 +94,9 @@ def keep_min_p(answer: Callable[[torch.Tensor, float], torch.Tensor]) -> None:
     found = answer(rows, 0.4)
     _require_answer(found, "keep_min_p")
     assert torch.equal(rows, before), "the probabilities given were changed in place"
+    assert isinstance(found, torch.Tensor), (
+        f"return a tensor of probabilities, not {type(found).__name__}"
+    )
     assert found.shape == rows.shape, f"the shape became {tuple(found.shape)}"
     wanted = torch.tensor([[0.625, 0.375, 0.0, 0.0], [0.0, 9 / 44, 15 / 44, 20 / 44]])
     kept, wanted_kept = (found > 0).tolist(), (wanted > 0).tolist()
@@ -116,7 +126,7 @@ def accumulate_gradients(answer: Callable[[GPTModel, list], None]) -> None:
     whole = copy.deepcopy(model)
     inputs, targets = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     F.cross_entropy(whole(inputs).flatten(0, 1), targets.flatten()).backward()
-    wanted = whole.tok_emb.weight.grad
+    wanted = whole.tok_emb.weight.grad.clone()
     before = model.tok_emb.weight.detach().clone()
     answer(model, pieces)
     found = model.tok_emb.weight.grad
@@ -125,7 +135,18 @@ def accumulate_gradients(answer: Callable[[GPTModel, list], None]) -> None:
         "`backward` was never called"
     )
     assert torch.equal(before, model.tok_emb.weight), "the weights must not change here"
+    inputs, targets = pieces[-1]
+    whole.zero_grad()
+    F.cross_entropy(whole(inputs).flatten(0, 1), targets.flatten()).backward()
+    assert not torch.allclose(found, whole.tok_emb.weight.grad, atol=1e-6), (
+        "this is the gradient of the last piece alone: forget the old gradients once, "
+        "before the first piece"
+    )
     ratio = (found.norm() / wanted.norm()).item()
+    assert not math.isclose(ratio, 48, rel_tol=1e-3), (
+        "the gradient is 48 times too large, and there are 48 tokens: divide by the "
+        "number of all tokens"
+    )
     assert not torch.allclose(found, 3 * wanted, atol=1e-5) and ratio < 2, (
         f"the gradient is {ratio:.1f} times too large: a sum of means is not the mean; "
         "scale each piece's loss before `backward`"
@@ -154,6 +175,9 @@ def early_stopping(answer: Callable[[list[float], int], tuple[int, int]]) -> Non
     for losses, patience, wanted, why in cases:
         found = answer(list(losses), patience)
         _require_answer(found, "early_stopping")
+        assert isinstance(found, tuple | list), (
+            f"return two indices, the best look and the last one, not {found!r}"
+        )
         assert tuple(found) == wanted, (
             f"losses {losses}, patience {patience}: wanted best and last look {wanted} "
             f"({why}), found {tuple(found)}"
