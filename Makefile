@@ -21,7 +21,7 @@ test: $(READY)
 	$(RUN) -m pytest --nbval --nbval-current-env tests $(sort $(wildcard ch*_* appendix_*))
 
 lab: $(READY)
-	$(RUN) -m jupyterlab README.md
+	$(RUN) -m jupyterlab $(LAB_ARGS) README.md
 
 export: $(READY)
 	$(RUN) -m shared.export

@@ -3,7 +3,7 @@
     python -m shared.course run              run every chapter; print a table of results
     python -m shared.course run --write      also the solutions; store what they print
 
-Each chapter's last cell, tagged `results`, prints `name: value` lines for the table.
+Each chapter's last code cell, tagged `results`, prints `name: value` lines.
 A notebook that fails does not stop the others; the exit status says whether any did.
 """
 
