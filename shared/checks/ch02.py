@@ -7,21 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from shared.ch02 import get_tokenizer
-
-
-def _require_answer(result: object, name: str) -> None:
-    """Raise AssertionError if the exercise has not been answered yet."""
-    assert result is not None and result is not ..., (
-        f"{name} returned {'nothing' if result is None else '...'}: the exercise is "
-        "still unanswered; replace the `...` by your code and `return` the result"
-    )
+from shared.checks import require_answer
 
 
 def lossless_split(split: Callable[[str], list[str]]) -> None:
     """Exercise 1: the pieces must join to the text, and words must stay whole."""
     line = 'The tide--"slack," he said--was\n  late. Well-known,  wasn\'t it?\n'
     pieces = split(line)
-    _require_answer(pieces, "lossless_split")
+    require_answer(pieces, "lossless_split")
     assert isinstance(pieces, list), f"a list is wanted, not {type(pieces).__name__}"
     joined = "".join(pieces)
     assert joined == line, (
@@ -42,7 +35,7 @@ def lossless_split(split: Callable[[str], list[str]]) -> None:
 
 def count_windows(count: Callable[[int, int, int], int]) -> None:
     """Exercise 2: as many windows as a loop finds, for any sizes."""
-    _require_answer(count(14, 4, 2), "count_windows")
+    require_answer(count(14, 4, 2), "count_windows")
     generator = random.Random(2)
     cases = [(14, 4, 1), (14, 4, 2), (14, 4, 4), (5, 4, 1), (4, 4, 1), (0, 4, 3)]
     cases += [
@@ -69,7 +62,7 @@ def count_windows(count: Callable[[int, int, int], int]) -> None:
 
 def embedding_sizes(size: Callable[[int, int, int], int]) -> None:
     """Exercise 3: the embedding parameters of the four GPT-2 models."""
-    _require_answer(size(50257, 1024, 768), "embedding_parameters")
+    require_answer(size(50257, 1024, 768), "embedding_parameters")
     published = {  # C: parameters of the whole model, output head tied
         768: 124_439_808,
         1024: 354_823_168,
@@ -99,7 +92,7 @@ def streamed(stream: Callable) -> None:
     for text in ("plain", "café 🙂 done", "你好，世界", "नमस्ते", "👩‍🚀"):
         ids = tokenizer.encode(text)
         result = stream(ids, tokenizer)
-        _require_answer(result, "stream")
+        require_answer(result, "stream")
         assert not isinstance(result, str), (
             "one string came back; `yield` each part as soon as it is complete"
         )
@@ -132,7 +125,7 @@ def embedding_gradient(gradient: Callable) -> None:
         upstream = torch.randn(*shape, 2, generator=generator)
         F.embedding(ids, table).backward(upstream)
         found = gradient(ids, upstream, 5)
-        _require_answer(found, "embedding_gradient")
+        require_answer(found, "embedding_gradient")
         assert tuple(found.shape) == (5, 2), (
             f"a gradient has the shape of its table, (V, C) = (5, 2), not "
             f"{tuple(found.shape)}"
@@ -152,7 +145,7 @@ def embedding_gradient(gradient: Callable) -> None:
 def merge_most_frequent(merge: Callable[[list[int], int], list[int]]) -> None:
     """Exercise 6: one step, its edge cases, and a published worked example."""
     result = merge([7, 8, 9, 7, 8], 256)
-    _require_answer(result, "merge_most_frequent")
+    require_answer(result, "merge_most_frequent")
     assert result == [256, 9, 256], (
         f"[7, 8, 9, 7, 8] should become [256, 9, 256], not {result}: the pair (7, 8) "
         "occurs twice, every other one once"

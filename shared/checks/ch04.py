@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.ch04 import GPT2_CONFIGS, GPT_CONFIG_124M, GPTModel
+from shared.checks import require_answer
 
 TINY = {
     "vocab_size": 50,
@@ -17,14 +18,6 @@ TINY = {
     "drop_rate": 0.0,
     "qkv_bias": False,
 }
-
-
-def _require_answer(result: object, name: str) -> None:
-    """Raise AssertionError if the exercise has not been answered yet."""
-    assert result is not None and result is not ..., (
-        f"{name} returned {'nothing' if result is None else '...'}: the exercise is "
-        "still unanswered; replace the `...` by your code and `return` the result"
-    )
 
 
 def _rounded(vector: torch.Tensor) -> list[float]:
@@ -53,7 +46,7 @@ def rms_norm(norm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None
             f"torch says: {error}. A mean that lost its axis does not fit to x any "
             "more; keepdim=True keeps the axis that a mean is taken over"
         ) from error
-    _require_answer(found, "rms_norm")
+    require_answer(found, "rms_norm")
     assert found.shape == x.shape, (
         f"the shape {tuple(x.shape)} became {tuple(found.shape)}; keepdim=True keeps "
         "the axis that a mean is taken over"
@@ -88,7 +81,7 @@ def gelu_slope(slope: Callable[[torch.Tensor], torch.Tensor]) -> None:
     (wanted,) = torch.autograd.grad(F.gelu(z).sum(), z)
     z = z.detach()
     found = slope(z)
-    _require_answer(found, "gelu_slope")
+    require_answer(found, "gelu_slope")
     density = torch.exp(-(z**2) / 2)
     cumulative = (1 + torch.erf(z / 2**0.5)) / 2
     assert not torch.allclose(found, cumulative, atol=1e-6), (
@@ -137,7 +130,7 @@ def looks_ahead(detect: Callable[[nn.Module, torch.Tensor, int], bool]) -> None:
     """Exercise 3: an honest model passes, and each of four leaks is found."""
     ids = torch.arange(10).unsqueeze(0)
     honest = detect(_tiny_model(), ids, 50)
-    _require_answer(honest, "looks_ahead")
+    require_answer(honest, "looks_ahead")
     assert not honest, (
         "a GPTModel was accused; a change of token t may move the logits of token t "
         "and of those after it, only those before must stay. Differences of 1e-6 are "
@@ -164,7 +157,7 @@ def looks_ahead(detect: Callable[[nn.Module, torch.Tensor, int], bool]) -> None:
 
 def cache_bytes(count: Callable[[dict, int, int], int]) -> None:
     """Exercise 4: the bytes that real caches hold, and those of GPT-2 XL."""
-    _require_answer(count(TINY, 16, 1), "cache_bytes")
+    require_answer(count(TINY, 16, 1), "cache_bytes")
     for changes, tokens, batch in (
         ({}, 16, 1),
         ({}, 7, 1),
@@ -229,7 +222,7 @@ def generate_half_window(generate: Callable[..., torch.Tensor]) -> None:
             found = generate(model, prompt, new, size)
         finally:
             hook.remove()
-        _require_answer(found, "generate_half_window")
+        require_answer(found, "generate_half_window")
         assert found.shape == wanted.shape, (
             f"a prompt of {length} and {new} new tokens make {tuple(wanted.shape)}, "
             f"not {tuple(found.shape)}"
@@ -250,7 +243,7 @@ def generate_half_window(generate: Callable[..., torch.Tensor]) -> None:
 
 def parameter_count(count: Callable[[dict], int]) -> None:
     """Exercise 6: every variant of every size, and GPT-2 XL's known number."""
-    _require_answer(count(GPT_CONFIG_124M), "count_parameters")
+    require_answer(count(GPT_CONFIG_124M), "count_parameters")
     sizes = {
         "tiny": TINY,
         "wide": {**TINY, "emb_dim": 48, "n_heads": 3},

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from shared.ch04 import GPTModel
+from shared.checks import require_answer
 
 TINY = {
     "vocab_size": 40,
@@ -20,14 +21,6 @@ TINY = {
 }
 
 
-def _require_answer(result: object, name: str) -> None:
-    """Raise AssertionError if the exercise has not been answered yet."""
-    assert result is not None and result is not ..., (
-        f"{name} returned {'nothing' if result is None else '...'}: the exercise is "
-        "still unanswered; replace the `...` by your code and `return` the result"
-    )
-
-
 def _pieces(sizes: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of random ids and targets with so many windows of eight tokens."""
     generator = torch.Generator().manual_seed(6)
@@ -38,7 +31,7 @@ def _pieces(sizes: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def bits_per_byte(answer: Callable[[float, int, int], float]) -> None:
     """Exercise 5.1: nats per token to bits per byte."""
     found = answer(math.log(256), 100, 100)
-    _require_answer(found, "bits_per_byte")
+    require_answer(found, "bits_per_byte")
     assert not math.isclose(found, math.log(256)), (
         "an even guess among 256 bytes gives 5.545, which still is nats: divide by ln 2"
     )
@@ -69,7 +62,7 @@ def unigram_loss(answer: Callable[[list[int], list[int], int], float]) -> None:
             "token that training never saw needs a probability above 0, so add 1 to "
             "each count"
         ) from error
-    _require_answer(found, "unigram_loss")
+    require_answer(found, "unigram_loss")
     wanted = -(math.log(0.4) + math.log(0.3) + math.log(0.1)) / 3
     assert math.isfinite(found), (
         "the loss is infinite: a token that training never saw needs a probability "
@@ -92,7 +85,7 @@ def keep_min_p(answer: Callable[[torch.Tensor, float], torch.Tensor]) -> None:
     rows = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.12, 0.18, 0.3, 0.4]])
     before = rows.clone()
     found = answer(rows, 0.4)
-    _require_answer(found, "keep_min_p")
+    require_answer(found, "keep_min_p")
     assert torch.equal(rows, before), "the probabilities given were changed in place"
     assert isinstance(found, torch.Tensor), (
         f"return a tensor of probabilities, not {type(found).__name__}"
@@ -174,7 +167,7 @@ def early_stopping(answer: Callable[[list[float], int], tuple[int, int]]) -> Non
     ]
     for losses, patience, wanted, why in cases:
         found = answer(list(losses), patience)
-        _require_answer(found, "early_stopping")
+        require_answer(found, "early_stopping")
         assert isinstance(found, tuple | list), (
             f"return two indices, the best look and the last one, not {found!r}"
         )
