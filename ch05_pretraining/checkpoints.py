@@ -1,0 +1,180 @@
+"""What a pretraining run keeps on disk: the states to go on from, and its log."""
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ch05_pretraining.hardware import Workers
+
+
+class PlainReader(dcp.FileSystemReader):
+    """Reads a checkpoint whose index, a pickle, may name nothing but a few data types.
+
+    A pickle can name any function, and is executed on loading. So every name that a
+    checkpoint of tensors has no need of is refused.
+    """
+
+    def read_metadata(self, *args, **kwargs):
+        """The index of the checkpoint.
+
+        Raises:
+            ValueError: if it names anything else, or is damaged.
+        """
+        path = Path(self.path) / ".metadata"
+        try:
+            with path.open("rb") as file:
+                metadata = _PlainUnpickler(file).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+            raise ValueError(f"{path} is damaged or no checkpoint's: {error}") from None
+        if getattr(metadata, "storage_meta", None) is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if (module, name) not in PLAIN_NAMES:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+PLAIN_NAMES = {
+    *(("torch", name) for name in ("Size", "device")),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("pathlib._local", "PosixPath"),
+    ("pathlib._local", "WindowsPath"),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata"),
+            *("ChunkStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+        )
+    ),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+}
+
+
+class Checkpoints:
+    """The saved states of a run, each a folder that is there whole or not at all.
+
+    Args:
+        folder: gets a folder `step-00001000` for each.
+        keep: how many of them stay.
+        workers: the processes that save and load together.
+    """
+
+    def __init__(self, folder: Path, keep: int, workers: Workers):
+        self.folder, self.keep, self.workers = folder, keep, workers
+        if workers.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in folder.glob("*.partial"):
+                shutil.rmtree(unfinished)
+        workers.wait()
+
+    def complete(self) -> list[Path]:
+        """The folders of the saved states, the oldest first."""
+        return sorted(
+            path for path in self.folder.glob("step-*") if path.suffix != ".partial"
+        )
+
+    def save(self, step: int, state: dict, facts: dict) -> None:
+        """Write the state after a step; then forget the oldest ones.
+
+        Args:
+            state: tensors, in nested dictionaries.
+            facts: what JSON can hold.
+
+        Raises:
+            OSError: if the state cannot be written; the ones before it stay.
+        """
+        final = self.folder / f"step-{step:08d}"
+        partial = final.with_suffix(".partial")
+        try:
+            with self._dcp_options() as options:
+                writer = dcp.FileSystemWriter(partial)
+                dcp.save(state, storage_writer=writer, **options)
+            if self.workers.first:
+                text = json.dumps({"step": step, **facts}, indent=2)
+                (partial / "facts.json").write_text(text + "\n", encoding="utf-8")
+        except (OSError, RuntimeError, CheckpointException) as error:
+            if self.workers.first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(self._complaint(step, error)) from error
+        if self.workers.first:
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            for old in self.complete()[: -self.keep]:
+                doomed = old.with_suffix(".partial")
+                os.replace(old, doomed)
+                shutil.rmtree(doomed)
+        self.workers.wait()
+
+    @contextlib.contextmanager
+    def _dcp_options(self) -> Iterator[dict]:
+        """What DCP must be told; where there is one process, its warning is dropped."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            yield {"no_dist": True} if self.workers.count == 1 else {}
+
+    def _complaint(self, step: int, error: BaseException) -> str:
+        """What to say when a state cannot be written."""
+        reason = str(error).strip().splitlines()[-1]
+        free = shutil.disk_usage(self.folder).free / 1e6
+        saved = self.complete()
+        last = f"the last one is {saved[-1]}" if saved else "there is none before it"
+        return (
+            f"the checkpoint of step {step} cannot be written ({reason}); {last}. The "
+            f"disk has {free:,.0f} MB left: make room, then give the command again"
+        )
+
+    def load(self, path: Path, state: dict) -> None:
+        """Read a saved state into the tensors of `state`."""
+        reader = PlainReader(path)
+        reader.read_metadata()  # a damaged index is better reported by us than by DCP
+        with self._dcp_options() as options:
+            dcp.load(state, storage_reader=reader, **options)
+
+
+class Log:
+    """What happened, one JSON object a line; only the first process writes.
+
+    Args:
+        path: the file; its lines after `step` are dropped, since what they tell of
+            will happen again.
+        step: where the run begins or goes on.
+        active: whether this process writes.
+    """
+
+    def __init__(self, path: Path, step: int, active: bool):
+        self.path, self.active = path, active
+        if not active:
+            return
+        kept = []
+        if step > 0 and path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+        temporary = path.with_suffix(".partial")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+    def write(self, event: str, step: int, **values) -> None:
+        """Add a line."""
+        if self.active:
+            line = json.dumps({"event": event, "step": step, **values})
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")

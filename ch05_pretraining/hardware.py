@@ -1,0 +1,108 @@
+"""What pretraining runs on: processes, devices, and how fast they multiply."""
+
+import contextlib
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among all: its number, how many there are, and its device."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all processes, element by element."""
+        if self.count == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+
+@contextlib.contextmanager
+def start_workers(device: str) -> Iterator[Workers]:
+    """Join the other processes if `torchrun` started us; part from them at the end.
+
+    Raises:
+        ValueError: if a GPU is asked for that torch does not see.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1))  # both are set by torchrun
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cuda" and local >= gpus:
+        raise ValueError(
+            f"device cuda is asked for by process {local} on this machine, but torch "
+            f"sees {gpus} GPUs; use --device cpu, fewer processes, or a CUDA build of "
+            "torch"
+        )
+    if device == "cuda":
+        torch.cuda.set_device(local)
+        torch.set_float32_matmul_precision("high")
+    where = torch.device(device, local) if device == "cuda" else torch.device("cpu")
+    if count == 1:
+        yield Workers(0, 1, where)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    try:
+        yield Workers(dist.get_rank(), count, where)
+    finally:
+        dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, where the C library can.
+
+    A training step allocates and frees the same hundreds of megabytes each time. By
+    default glibc gives large blocks back to the system at once, which must then clear
+    every page anew: on a CPU that can take half of the time of a step.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+        mallopt(M_MMAP_MAX, 0)  # no block has pages of its own
+        mallopt(M_TRIM_THRESHOLD, -1)  # the heap never shrinks
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """The most floating-point operations per second that a matrix product reaches."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = torch.ones(2, n, n, dtype=dtype, device=device)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end or best == 0:
+        start = time.perf_counter()
+        for _ in range(4):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 4 * 2 * n**3 / (time.perf_counter() - start))
+    return best
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """`wanted`; for "auto" bf16 where its products are faster by half, else fp32."""
+    if wanted != "auto":
+        return wanted
+    bf16, fp32 = (
+        matmul_flops(device, dtype, 0.3) for dtype in (torch.bfloat16, torch.float32)
+    )
+    return "bf16" if bf16 > 1.5 * fp32 else "fp32"

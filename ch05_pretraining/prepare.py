@@ -1,0 +1,387 @@
+"""Turn text files into shards of tokens, which pretraining reads.
+
+    python -m ch05_pretraining.prepare corpus/*.txt.xz --out shards
+
+Each file is one source: `corpus/news.txt.xz` becomes the folder `shards/news/` with
+
+    train-00000.bin ...      token ids as little-endian uint16, two bytes a token
+    held_out-00000.bin ...   the same, of documents that training never sees
+    index.json               what the folder holds; written last, so that a folder
+                             without it is unfinished, and is made again
+
+Documents are separated in the text by a line `<|endoftext|>`, and in the shards each
+ends with that token. Files are worked on side by side. What is complete is not made
+again, so an interrupted command goes on where it stopped.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import lzma
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from shared.ch02 import get_tokenizer
+
+SEPARATOR = "<|endoftext|>"
+END_OF_TEXT = 50256
+VOCAB_SIZE = 50257
+TOKEN = np.dtype("<u2")  # 65,536 values hold GPT-2's 50,257 ids
+SUFFIXES = (".txt", ".txt.xz")
+
+
+def source_name(path: Path) -> str:
+    """What a text file is called as a source: its name without `.txt` or `.txt.xz`.
+
+    Raises:
+        ValueError: for a file of another kind.
+    """
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix) and path.name != suffix:
+            return path.name.removesuffix(suffix)
+    raise ValueError(f"{path} is not a text file; its name must end in .txt or .txt.xz")
+
+
+def read_documents(path: Path, done: "multiprocessing.Value" = None) -> Iterator[str]:
+    """The documents of a text file, one by one, without the blank lines around them.
+
+    Args:
+        path: a UTF-8 text, packed (`.txt.xz`) or not, in which a line `<|endoftext|>`
+            separates documents.
+        done: a shared counter, to which the bytes read are added.
+
+    Raises:
+        ValueError: if the file is no UTF-8 text or its packing is damaged.
+    """
+    with path.open("rb") as raw:
+        text = lzma.open(raw) if path.suffix == ".xz" else raw
+        lines, counted = [], 0
+        try:
+            for line in text:
+                if line.strip() == SEPARATOR.encode():
+                    yield b"".join(lines).decode().strip("\r\n")
+                    lines = []
+                    if done is not None:
+                        with done.get_lock():
+                            done.value += raw.tell() - counted
+                        counted = raw.tell()
+                else:
+                    lines.append(line)
+            if b"".join(lines).strip():
+                yield b"".join(lines).decode().strip("\r\n")
+        except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}); it must be UTF-8 text, or such a "
+                "text packed by xz"
+            ) from error
+
+
+def choose_held_out(lengths: list[int], keys: list[str], share: float) -> set[int]:
+    """Numbers of the documents to hold out: whole ones, about `share` of all tokens.
+
+    They are taken in the order of `keys` (hashes of their texts, so in no order that
+    means anything, and the same in every run), as long as they fit.
+    """
+    room = share * sum(lengths)
+    chosen = set()
+    for i in sorted(range(len(lengths)), key=keys.__getitem__):
+        if lengths[i] <= room:
+            chosen.add(i)
+            room -= lengths[i]
+    return chosen
+
+
+def write_shards(
+    tokens: np.ndarray, spans: list[tuple[int, int]], stem: Path, shard_tokens: int
+) -> list[dict]:
+    """Write the spans of `tokens`, joined, to `stem`-00000.bin and so on.
+
+    Returns:
+        For each shard its file name and its number of tokens.
+    """
+    shards, room, file = [], 0, None
+    with contextlib.ExitStack() as open_files:
+        for start, end in spans:
+            while start < end:
+                if room == 0:
+                    path = stem.with_name(f"{stem.name}-{len(shards):05d}.bin")
+                    file = open_files.enter_context(path.open("wb"))
+                    shards.append({"file": path.name, "tokens": 0})
+                    room = shard_tokens
+                size = min(room, end - start)
+                file.write(tokens[start : start + size].tobytes())
+                shards[-1]["tokens"] += size
+                start, room = start + size, room - size
+    return shards
+
+
+def file_sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def prepare_source(
+    path: Path,
+    out: Path,
+    held_out: float = 0.005,
+    shard_tokens: int = 2**26,
+    done: "multiprocessing.Value" = None,
+) -> dict:
+    """Tokenise one text file into `out`/<source>, unless that has been done.
+
+    Args:
+        path: the text; see `read_documents`.
+        out: the folder that gets the source's folder.
+        held_out: share of the tokens to hold out, in whole documents; where not even
+            the smallest document fits, the end of the last one.
+        shard_tokens: the most tokens that a shard holds.
+        done: see `read_documents`.
+
+    Returns:
+        The contents of `index.json`.
+
+    Raises:
+        ValueError: if the file cannot be read or holds no text.
+    """
+    folder = out / source_name(path)
+    recipe = {
+        "text": {"file": path.name, "sha256": file_sha256(path)},
+        "tokenizer": "gpt2",
+        "vocab_size": VOCAB_SIZE,
+        "held_out_share": held_out,
+        "shard_tokens": shard_tokens,
+    }
+    index_path = folder / "index.json"
+    if index_path.is_file():
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+        if recipe.items() <= index.items():
+            return index
+        index_path.unlink()  # made otherwise, or from another text: make it again
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.bin"):
+        old.unlink()
+
+    tokenizer, lengths, keys, empty = get_tokenizer(), [], [], 0
+    scratch = folder / "tokens.partial"
+    with scratch.open("wb") as file:
+        for document in read_documents(path, done):
+            if not document.strip():
+                empty += 1
+                continue
+            ids = [*tokenizer.encode_ordinary(document), END_OF_TEXT]
+            file.write(np.array(ids, TOKEN).tobytes())
+            lengths.append(len(ids))
+            keys.append(hashlib.sha256(document.encode()).hexdigest())
+    if not lengths:
+        scratch.unlink()
+        raise ValueError(f"{path} holds no text; take it out of the list of files")
+
+    tokens = np.memmap(scratch, TOKEN, "r")
+    ends = np.cumsum(lengths).tolist()
+    spans = list(zip([0, *ends[:-1]], ends, strict=True))
+    chosen = choose_held_out(lengths, keys, held_out)
+    held = [spans[i] for i in sorted(chosen)]
+    train = [span for i, span in enumerate(spans) if i not in chosen]
+    if not held and held_out > 0:
+        start, end = train[-1]
+        cut = end - min(end - start, round(held_out * ends[-1]))
+        train[-1], held = (start, cut), [(cut, end)]
+    index = {
+        **recipe,
+        "documents": len(lengths),
+        "empty_documents": empty,
+        "held_out_documents": len(chosen),
+        "train": write_shards(tokens, train, folder / "train", shard_tokens),
+        "held_out": write_shards(tokens, held, folder / "held_out", shard_tokens),
+    }
+    del tokens
+    scratch.unlink()
+    temporary = index_path.with_suffix(".partial")
+    temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, index_path)
+    return index
+
+
+_bytes_done = None  # in a worker process: the counter that all of them share
+
+
+def _start_worker(counter) -> None:
+    global _bytes_done
+    _bytes_done = counter
+
+
+def _work(arguments: tuple) -> dict:
+    return prepare_source(*arguments, done=_bytes_done)
+
+
+def prepare(
+    paths: list[Path],
+    out: Path,
+    held_out: float = 0.005,
+    shard_tokens: int = 2**26,
+    workers: int | None = None,
+) -> dict[str, dict]:
+    """Tokenise text files side by side, with a progress bar over their bytes.
+
+    Args:
+        paths, out, held_out, shard_tokens: see `prepare_source`.
+        workers: how many processes; by default one for each core.
+
+    Returns:
+        For each source its `index.json`.
+
+    Raises:
+        FileNotFoundError: naming a file that does not exist.
+        ValueError: for two files that would share a name, a share outside [0, 1),
+            shards below 2 tokens, or a file that `prepare_source` refuses.
+    """
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out must lie in [0, 1), not {held_out}; try 0.005")
+    if shard_tokens < 2:
+        raise ValueError(f"shard_tokens must be 2 or more, not {shard_tokens}")
+    names = [source_name(path) for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        if names.count(name) > 1:
+            raise ValueError(f"two files are called {name}; rename one of them")
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    workers = min(len(paths), workers or os.cpu_count() or 1)
+    total = sum(path.stat().st_size for path in paths)
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenising")
+    with bar, ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool:
+        jobs = [
+            pool.submit(_work, (path, out, held_out, shard_tokens)) for path in paths
+        ]
+        while not all(job.done() for job in jobs):
+            time.sleep(0.2)
+            if counter.value > bar.n:
+                bar.update(counter.value - bar.n)
+        bar.update(total - bar.n)
+        return dict(zip(names, [job.result() for job in jobs], strict=True))
+
+
+class TokenShards:
+    """The tokens of one source, as windows of T + 1 ids, read from disk when needed.
+
+    Args:
+        folder: what `prepare_source` made.
+        split: "train" or "held_out".
+        window: T, tokens of input in a window; its targets are one token further on.
+
+    Raises:
+        FileNotFoundError: if the folder has no `index.json`, or a shard is missing.
+        ValueError: if a shard has not the size that the index says.
+    """
+
+    def __init__(self, folder: Path, split: str, window: int):
+        self.folder, self.name, self.T = folder, folder.name, window
+        path = folder / "index.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} has no index.json, so it is not finished; run "
+                "`python -m ch05_pretraining.prepare` (again)"
+            )
+        self.index = json.loads(path.read_text(encoding="utf-8"))
+        self.shards = [self._open(shard) for shard in self.index[split]]
+        counts = [max(0, len(shard) - 1) // window for shard in self.shards]
+        self.ends = np.cumsum([0, *counts])
+        self.tokens = sum(len(shard) for shard in self.shards)
+
+    def _open(self, shard: dict) -> np.ndarray:
+        """Map a shard into memory."""
+        path = self.folder / shard["file"]
+        size, wanted = path.stat().st_size, shard["tokens"] * TOKEN.itemsize
+        if size != wanted:
+            odd = "an odd number of bytes, " if size % TOKEN.itemsize else ""
+            raise ValueError(
+                f"{path} has {odd}{size}, but index.json says {wanted}: it is damaged; "
+                f"delete {self.folder} and prepare it again"
+            )
+        return np.memmap(path, TOKEN, "r") if size else np.empty(0, TOKEN)
+
+    def __len__(self) -> int:
+        """How many windows there are; none reaches from one shard into the next."""
+        return int(self.ends[-1])
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Window i, (T + 1,), int64.
+
+        Raises:
+            IndexError: if there is no window i.
+            ValueError: if an id in it is outside the vocabulary.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.name} has {len(self)} windows, so none is {i}")
+        shard = int(np.searchsorted(self.ends, i, side="right")) - 1
+        start = (i - int(self.ends[shard])) * self.T
+        ids = self.shards[shard][start : start + self.T + 1].astype(np.int64)
+        if ids.max() >= self.index["vocab_size"]:
+            where = start + int(ids.argmax())
+            raise ValueError(
+                f"{self.shards[shard].filename}: token {where} is {ids.max()}, but the "
+                f"vocabulary ends at {self.index['vocab_size'] - 1}: the shard is "
+                f"damaged; delete {self.folder} and prepare it again"
+            )
+        return ids
+
+
+def open_sources(folder: Path, split: str, window: int) -> dict[str, TokenShards]:
+    """The sources in a folder that `prepare` filled, in alphabetical order.
+
+    Raises:
+        FileNotFoundError: if there is no source.
+    """
+    names = sorted(path.name for path in folder.glob("*/") if path.is_dir())
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} holds no sources; run `python -m ch05_pretraining.prepare "
+            f"TEXTS --out {folder}`"
+        )
+    return {name: TokenShards(folder / name, split, window) for name in names}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command: see the head of this file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ch05_pretraining.prepare",
+        description="Turn text files into shards of tokens, one folder per file.",
+    )
+    parser.add_argument("texts", nargs="+", type=Path, help=".txt or .txt.xz files")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--held-out", type=float, default=0.005, metavar="SHARE")
+    parser.add_argument("--shard-tokens", type=int, default=2**26, metavar="N")
+    parser.add_argument("--workers", type=int, metavar="N")
+    given = parser.parse_args(arguments)
+    try:
+        indexes = prepare(
+            given.texts, given.out, given.held_out, given.shard_tokens, given.workers
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    for name, index in indexes.items():
+        train, held = (
+            sum(shard["tokens"] for shard in index[split])
+            for split in ("train", "held_out")
+        )
+        empty = index["empty_documents"]
+        skipped = f", {empty} empty ones skipped" if empty else ""
+        print(
+            f"{name}: {train:,} tokens to train on, {held:,} held out, "
+            f"{index['documents']:,} documents{skipped}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,756 @@
+"""Pretrain a GPT on shards of tokens: on one processor, on many, across machines.
+
+    python -m ch05_pretraining.pretrain --config ch05_pretraining/configs/base.yaml
+    torchrun --nproc-per-node 8 -m ch05_pretraining.pretrain --config CONFIG
+
+The shards come from `python -m ch05_pretraining.prepare`. Every setting stands in the
+file, or after the command (`--learning_rate 0.001 --model.n_layers 8`); `--help` lists
+them. The same command goes on where an interrupted run stopped. In the run's folder:
+
+    log.jsonl                 what happened, one JSON object a line
+    checkpoints/step-.../     the last few states from which the run can go on
+    model/                    at the end: the model, as Hugging Face stores GPT-2
+
+Whatever decides over a step (its sequences, learning rate and dropout) follows from the
+settings and the step's number, not from what happened before. So a checkpoint is the
+weights, the optimizer's averages and a number, and a run that was killed, or moved to
+more or fewer processes, ends as an undisturbed one.
+"""
+
+import contextlib
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import jsonargparse
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from ch05_pretraining.checkpoints import Checkpoints, Log
+from ch05_pretraining.hardware import (
+    Workers,
+    choose_precision,
+    keep_freed_memory,
+    matmul_flops,
+    start_workers,
+)
+from ch05_pretraining.prepare import TokenShards, open_sources
+from shared.ch04 import GPTModel, check_config
+from shared.ch05 import calc_loss_batch, evaluating, save_gpt2_folder
+
+# --- Settings -------------------------------------------------------------------------
+
+
+@dataclass
+class ModelSettings:
+    """The model: a `GPTConfig`, with the defaults of the course's base model.
+
+    Args:
+        vocab_size: how many tokens the tokenizer knows
+        context_length: T, tokens in a training sequence
+        emb_dim: C, width of a token's vector
+        n_heads: attention heads in a block
+        n_layers: transformer blocks
+        drop_rate: share of values that training drops
+        qkv_bias: whether queries, keys and values have a bias
+        tie_weights: whether the output head is the token embedding
+    """
+
+    vocab_size: int = 50257
+    context_length: int = 512
+    emb_dim: int = 256
+    n_heads: int = 4
+    n_layers: int = 6
+    drop_rate: float = 0.0
+    qkv_bias: bool = True
+    tie_weights: bool = True
+
+
+@dataclass
+class Settings:
+    """The run.
+
+    Args:
+        shards: folder of the sources, made by ch05_pretraining.prepare
+        run_folder: gets the log, the checkpoints and the model
+        max_steps: optimizer steps in the whole run
+        model: the model
+        repeats: how often an epoch uses each source, 1 where nothing is said
+        seed: decides over the first weights, the order of the data, and dropout
+        batch_size: sequences in a step, over all processes
+        micro_batch_size: sequences that a process handles at once, by default its share
+        learning_rate: the highest, reached at the end of the warm-up
+        final_learning_rate: the last, at the end of the cosine
+        warmup_steps: steps of linear warm-up
+        weight_decay: of matrices, in each step times the learning rate
+        beta1: memory of the optimizer's mean of gradients
+        beta2: memory of its mean of squared gradients
+        max_grad_norm: longer gradients are shortened to this length
+        device: auto takes a GPU where there is one
+        precision: of matrix products, auto takes bf16 where that is faster
+        parallel: ddp copies the model to every process, fsdp shares it out
+        compile: whether torch.compile fuses operations (a CPU needs a C++ compiler)
+        log_every: steps between two lines of the log
+        eval_every: steps between two evaluations on the held-out text
+        eval_sequences: held-out sequences of each source in them (at the end: all)
+        checkpoint_every: steps between two checkpoints
+        keep_checkpoints: how many are kept
+    """
+
+    shards: Path
+    run_folder: Path
+    max_steps: int
+    model: ModelSettings = field(default_factory=ModelSettings)
+    repeats: dict[str, float] = field(default_factory=dict)
+    seed: int = 123
+    batch_size: int = 2
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 200
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = False
+    log_every: int = 10
+    eval_every: int = 500
+    eval_sequences: int = 16
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+# What may change when a run goes on: where and how fast, but not what comes out.
+FREE_SETTINGS = {
+    *("shards", "run_folder", "micro_batch_size", "device", "precision", "parallel"),
+    *("compile", "log_every", "eval_every", "eval_sequences"),
+    *("checkpoint_every", "keep_checkpoints"),
+}
+
+
+def read_settings(arguments: list[str] | None = None) -> Settings:
+    """The settings from a command line, and the file that its `--config` names.
+
+    Exits with a message that names the fault if a setting is unknown, missing or of
+    the wrong type.
+    """
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m ch05_pretraining.pretrain",
+        description="Pretrain a GPT on shards of tokens.",
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of settings")
+    parser.add_class_arguments(Settings)
+    given = parser.parse_args(arguments)
+    given.pop("config")
+    return Settings(**vars(parser.instantiate(given)))
+
+
+def check_settings(settings: Settings, processes: int) -> None:
+    """Raise ValueError, naming the setting and a remedy, if no run can have them."""
+    check_config(asdict(settings.model))
+    for name in (
+        *("max_steps", "batch_size", "log_every", "eval_every", "eval_sequences"),
+        *("checkpoint_every", "keep_checkpoints"),
+    ):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} must be 1 or more, not {getattr(settings, name)}")
+    if not 0 <= settings.warmup_steps < settings.max_steps:
+        raise ValueError(
+            f"warmup_steps must be at least 0 and below max_steps "
+            f"{settings.max_steps}, not {settings.warmup_steps}"
+        )
+    for name in ("learning_rate", "max_grad_norm"):
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{name} must be above 0, not {getattr(settings, name)}")
+    share = settings.batch_size / processes
+    micro = settings.micro_batch_size or share
+    if share % 1 or micro < 1 or share % micro:
+        raise ValueError(
+            f"batch_size {settings.batch_size} cannot be shared by {processes} "
+            f"processes in micro-batches of {settings.micro_batch_size or 'any size'}; "
+            "it must be a multiple of processes x micro_batch_size"
+        )
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """The learning rate of a step: a straight rise, then half a cosine down.
+
+    Step 0 has the first part of the rise, step `warmup_steps` - 1 the whole
+    `learning_rate`, and the last step `final_learning_rate`.
+
+    Source: Loshchilov and Hutter (2017), SGDR, equation 5, for the cosine.
+    """
+    highest, lowest = settings.learning_rate, settings.final_learning_rate
+    if step < settings.warmup_steps:
+        return highest * (step + 1) / settings.warmup_steps
+    rest = settings.max_steps - settings.warmup_steps
+    done = (step + 1 - settings.warmup_steps) / rest
+    return lowest + (highest - lowest) * (1 + math.cos(math.pi * done)) / 2
+
+
+def flops_per_token(model: GPTModel) -> float:
+    """Floating-point operations that training spends on one token.
+
+    Six for each parameter in a matrix product (a product and a sum, forward and twice
+    backward), and 12 n_layers T C for attention's two products with a full context.
+
+    Source: Kaplan et al. (2020), Scaling Laws for Neural Language Models, section 2.1;
+    Chowdhery et al. (2022), PaLM, appendix B.
+    """
+    cfg = model.cfg
+    used = sum(p.numel() for p in model.trf_blocks.parameters())
+    used += model.out_head.weight.numel()
+    T, C = cfg["context_length"], cfg["emb_dim"]
+    return 6 * used + 12 * cfg["n_layers"] * T * C
+
+
+# --- Data -----------------------------------------------------------------------------
+
+
+class Mixture:
+    """All training sequences in the order of the run, as a function of their number.
+
+    An epoch has every window of a source as often as `repeats` says (0.5: a random
+    half of them), shuffled together; the next epoch has another order.
+
+    Args:
+        sources: `TokenShards` by name.
+        repeats: see `Settings`.
+        seed: decides over the order.
+
+    Raises:
+        ValueError: for repeats of an unknown source or below 0, or no window at all.
+    """
+
+    def __init__(
+        self, sources: dict[str, TokenShards], repeats: dict[str, float], seed: int
+    ):
+        for name, times in repeats.items():
+            if name not in sources:
+                raise ValueError(
+                    f"repeats names {name!r}, but the sources are {', '.join(sources)}"
+                )
+            if times < 0:
+                raise ValueError(f"repeats of {name} must be 0 or more, not {times}")
+        self.sources, self.seed, self.epoch = list(sources.values()), seed, None
+        self.counts = [
+            round(repeats.get(name, 1.0) * len(shards))
+            for name, shards in sources.items()
+        ]
+        if sum(self.counts) == 0:
+            raise ValueError(
+                "the sources hold no full sequence; prepare more text, or train with "
+                "a smaller model.context_length"
+            )
+
+    def __len__(self) -> int:
+        """Sequences in an epoch."""
+        return sum(self.counts)
+
+    def _plan(self, epoch: int) -> np.ndarray:
+        """The pairs (source, window) of an epoch in their order, (sequences, 2)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        pairs = []
+        for number, (shards, count) in enumerate(
+            zip(self.sources, self.counts, strict=True)
+        ):
+            times = math.ceil(count / len(shards)) if count else 0
+            order = [rng.permutation(len(shards)) for _ in range(times)]
+            windows = np.concatenate([*order, np.empty(0, np.int64)])[:count]
+            pairs.append(np.stack([np.full(count, number), windows], axis=1))
+        return rng.permutation(np.concatenate(pairs).astype(np.int32))
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Sequence i of the run, (T + 1,)."""
+        epoch, place = divmod(i, len(self))
+        if epoch != self.epoch:
+            self.epoch, self.plan = epoch, self._plan(epoch)
+        source, window = self.plan[place]
+        return self.sources[source][window]
+
+
+def as_batch(
+    sequences: list[np.ndarray], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets, each (B, T), of sequences of T + 1 tokens."""
+    ids = torch.from_numpy(np.stack(sequences))
+    if device.type == "cuda":
+        ids = ids.pin_memory().to(device, non_blocking=True)
+    return ids[:, :-1], ids[:, 1:]
+
+
+def require_same_run(facts: dict, now: dict, path: Path) -> None:
+    """Raise ValueError if a saved run's settings or data are not the present ones."""
+    before, after = ({**x["settings"], "data": x["data"]} for x in (facts, now))
+    before, after = (
+        {**x, **{f"model.{k}": v for k, v in x["model"].items()}, "model": None}
+        for x in (before, after)
+    )
+    differences = [
+        f"{key} was {before.get(key)} and is {after.get(key)}"
+        for key in {**before, **after}
+        if key not in FREE_SETTINGS and before.get(key) != after.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} belongs to another run: {'; '.join(differences)}. Go on with its "
+            "settings, or name a new folder with --run_folder"
+        )
+
+
+# --- Training -------------------------------------------------------------------------
+
+
+class Objective(nn.Module):
+    """A model with its loss: ids and the ids that follow them, (B, T), -> a scalar.
+
+    DDP and FSDP act when a module is called, so what they wrap must give the loss.
+    """
+
+    def __init__(self, gpt: GPTModel):
+        super().__init__()
+        self.gpt = gpt
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return calc_loss_batch(inputs, targets, self.gpt, inputs.device)
+
+
+class Pretraining:
+    """A run: its model, optimizer, data and place.
+
+    Args:
+        settings: see `Settings`.
+        workers: the processes.
+
+    Raises:
+        FileNotFoundError, ValueError: if the data or a checkpoint is missing, damaged
+            or another run's, or the settings do not fit.
+    """
+
+    def __init__(self, settings: Settings, workers: Workers):
+        check_settings(settings, workers.count)
+        keep_freed_memory()
+        self.settings, self.workers, self.step = settings, workers, 0
+        T = settings.model.context_length
+        sources = open_sources(settings.shards, "train", T)
+        self.mixture = Mixture(sources, settings.repeats, settings.seed)
+        self.held_out = open_sources(settings.shards, "held_out", T)
+        for name, shards in sources.items():
+            if shards.index["vocab_size"] > settings.model.vocab_size:
+                raise ValueError(
+                    f"source {name} has token ids up to "
+                    f"{shards.index['vocab_size'] - 1}, but model.vocab_size is "
+                    f"{settings.model.vocab_size}"
+                )
+        self.precision = choose_precision(settings.precision, workers.device)
+        if workers.count > 1:  # the first process decides for all
+            decision = [self.precision]
+            dist.broadcast_object_list(decision)
+            self.precision = decision[0]
+        torch.manual_seed(settings.seed)
+        self.gpt = GPTModel(asdict(settings.model))
+        self.flops_per_token = flops_per_token(self.gpt)
+        self.parameters = sum(p.numel() for p in self.gpt.parameters())
+        self.objective = self._distribute(Objective(self.gpt.to(workers.device)))
+        self.optimizer = self._new_optimizer()
+        self.facts = {
+            "settings": json.loads(json.dumps(asdict(settings), default=str)),
+            "data": {name: shards.tokens for name, shards in sources.items()},
+        }
+        self.seconds, self.stop_asked = 0.0, False
+
+    def _distribute(self, objective: Objective) -> nn.Module:
+        """The objective, shared with the other processes."""
+        settings, workers = self.settings, self.workers
+        sharded = settings.parallel == "fsdp" and workers.count > 1
+        if settings.compile:
+            for module in objective.gpt.trf_blocks if sharded else [objective]:
+                module.compile()
+        if sharded:
+            bf16 = torch.bfloat16 if self.precision == "bf16" else None
+            policy = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32)
+            mesh = init_device_mesh(workers.device.type, (workers.count,))
+            for module in [*objective.gpt.trf_blocks, objective]:
+                # reshard: an evaluation must leave the parameters as it found them
+                fully_shard(
+                    module, mesh=mesh, mp_policy=policy, reshard_after_forward=True
+                )
+            return objective
+        if workers.count > 1:
+            return DistributedDataParallel(objective)
+        return objective
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        """AdamW that decays matrices, but neither biases nor norms."""
+        settings, parameters = self.settings, list(self.gpt.parameters())
+        matrices = [p for p in parameters if p.dim() >= 2]
+        others = [p for p in parameters if p.dim() < 2]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        betas = (settings.beta1, settings.beta2)
+        return torch.optim.AdamW(groups, settings.learning_rate, betas, fused=True)
+
+    # Saving and going on
+
+    def _state(self) -> dict:
+        """The tensors that a checkpoint holds, by the names of the plain model."""
+        averages = get_optimizer_state_dict(self.objective, self.optimizer)["state"]
+        return {"model": get_model_state_dict(self.objective), "averages": averages}
+
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        saved = checkpoints.complete()
+        if not saved:
+            return
+        facts = json.loads((saved[-1] / "facts.json").read_text(encoding="utf-8"))
+        require_same_run(facts, self.facts, saved[-1])
+        state = self._state()
+        checkpoints.load(saved[-1], state)
+        set_model_state_dict(self.objective, state["model"])
+        groups = get_optimizer_state_dict(self.objective, self.optimizer)[
+            "param_groups"
+        ]
+        set_optimizer_state_dict(
+            self.objective,
+            self.optimizer,
+            {"state": state["averages"], "param_groups": groups},
+        )
+        self.step, self.seconds = facts["step"], facts["seconds"]
+
+    def export(self, folder: Path) -> None:
+        """Write the model in Hugging Face's format, in bfloat16."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(self.objective, options=options)
+        if self.workers.first:
+            gpt = GPTModel(self.gpt.cfg)
+            gpt.load_state_dict({k.removeprefix("gpt."): v for k, v in state.items()})
+            save_gpt2_folder(gpt.bfloat16(), folder)
+        self.workers.wait()
+
+    # One step
+
+    def _autocast(self) -> torch.autocast:
+        """Matrix products in bfloat16, if that is the run's precision."""
+        on = self.precision == "bf16"
+        return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=on)
+
+    def micro_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """This process's part of the next step's batch."""
+        settings, workers = self.settings, self.workers
+        share = settings.batch_size // workers.count
+        start = self.step * settings.batch_size + workers.rank * share
+        micro = settings.micro_batch_size or share
+        return [
+            as_batch([self.mixture[i] for i in range(j, j + micro)], workers.device)
+            for j in range(start, start + share, micro)
+        ]
+
+    def train_step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make the next step; returns this process's mean loss and the gradient's norm.
+
+        Gradients of the micro-batches add up; the processes exchange them once, with
+        the last.
+        """
+        place = (self.settings.seed, self.step, self.workers.rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, self.step)
+        batches, loss = self.micro_batches(), 0.0
+        for number, (inputs, targets) in enumerate(batches, start=1):
+            with self._exchange(number == len(batches)), self._autocast():
+                part = self.objective(inputs, targets) / len(batches)
+                part.backward()
+            loss += part.detach()
+        norm = nn.utils.clip_grad_norm_(
+            self.gpt.parameters(), self.settings.max_grad_norm
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return loss, norm
+
+    def _exchange(self, last: bool) -> contextlib.AbstractContextManager:
+        """Let a backward pass exchange gradients only if it is the step's last."""
+        if isinstance(self.objective, DistributedDataParallel):
+            return contextlib.nullcontext() if last else self.objective.no_sync()
+        if hasattr(self.objective, "set_requires_gradient_sync"):
+            self.objective.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    # A look at the held-out text
+
+    def evaluate(self, sequences: int | None) -> dict[str, float]:
+        """Loss of each source on its held-out text, of at most so many sequences."""
+        losses = {}
+        with evaluating(self.objective), self._autocast():
+            for name, shards in self.held_out.items():
+                count = min(len(shards), sequences or len(shards))
+                if count:
+                    losses[name] = self._held_out_loss(shards, count)
+        return losses
+
+    def _held_out_loss(self, shards: TokenShards, count: int) -> float:
+        """Mean loss of the first `count` windows, which the processes share.
+
+        All make the same number of calls with the same shape; where windows run out,
+        the targets are -100, which the loss does not count.
+        """
+        workers = self.workers
+        size = self.settings.micro_batch_size or (
+            self.settings.batch_size // workers.count
+        )
+        total, calls = 0.0, math.ceil(count / (size * workers.count))
+        for call in range(calls):
+            first = (call * workers.count + workers.rank) * size
+            numbers = range(first, first + size)
+            real = sum(i < count for i in numbers)
+            inputs, targets = as_batch(
+                [shards[min(i, count - 1)] for i in numbers], workers.device
+            )
+            targets = targets.clone()  # it shares its memory with the inputs
+            targets[real:] = -100
+            loss = self.objective(inputs, targets)
+            total += loss.item() * real if real else 0.0
+        return workers.sum([total])[0] / count
+
+    # The whole run
+
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        return self.step * self.settings.batch_size * self.settings.model.context_length
+
+    def _must_stop(self) -> bool:
+        """Whether any process was asked to stop."""
+        return self.workers.sum([float(self.stop_asked)])[0] > 0
+
+    def train(self) -> bool:
+        """Train to the end, or until SIGTERM or Ctrl-C; returns whether it is the end.
+
+        Raises:
+            FloatingPointError: if the loss is no longer a number.
+            OSError: if a checkpoint or the log cannot be written.
+        """
+        settings, workers = self.settings, self.workers
+        checkpoints = Checkpoints(
+            settings.run_folder / "checkpoints", settings.keep_checkpoints, workers
+        )
+        self.resume(checkpoints)
+        if self.step == settings.max_steps:
+            return True
+        log = Log(settings.run_folder / "log.jsonl", self.step, workers.first)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        peak = workers.sum([matmul_flops(workers.device, dtype, 0.5)])
+        self.peak_flops = peak[0]
+        self._log_start(log)
+        bar = tqdm(
+            total=settings.max_steps,
+            initial=self.step,
+            unit="step",
+            disable=not workers.first,
+            mininterval=0.5 if sys.stderr.isatty() else 60,
+        )
+        meter, loss_sum = Meter(self.step), 0.0
+        with bar, stopping_on_signals(self):
+            while self.step < settings.max_steps:
+                loss, norm = self.train_step()
+                loss_sum += loss
+                bar.update()
+                stop, end = self._must_stop(), self.step == settings.max_steps
+                if self.step % settings.log_every == 0 or end or stop:
+                    steps, seconds = meter.lap(self.step)
+                    self.seconds += seconds
+                    self._log_train(log, bar, loss_sum / steps, norm, steps / seconds)
+                    loss_sum = 0.0
+                with meter.paused():
+                    if self.step % settings.eval_every == 0 or end:
+                        self._log_eval(log, None if end else settings.eval_sequences)
+                    if self.step % settings.checkpoint_every == 0 or end or stop:
+                        facts = {"seconds": self.seconds, **self.facts}
+                        checkpoints.save(self.step, self._state(), facts)
+                        log.write("checkpoint", self.step)
+                if stop and not end:
+                    log.write("stop", self.step)
+                    return False
+        seconds = round(self.seconds, 1)
+        log.write("end", self.step, tokens=self.tokens(), seconds=seconds)
+        return True
+
+    def _log_start(self, log: Log) -> None:
+        """Note what runs where, or that it goes on."""
+        if self.step == 0:
+            log.write(
+                "start", 0, **self._description(), settings=self.facts["settings"]
+            )
+        else:
+            log.write("resume", self.step, **self._description())
+
+    def _description(self) -> dict:
+        """What the log says about the model, the machine and the program."""
+        settings, device = self.settings, self.workers.device
+        name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+        return {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "parameters": self.parameters,
+            "tokens_per_step": settings.batch_size * settings.model.context_length,
+            "processes": self.workers.count,
+            "parallel": settings.parallel,
+            "device": name,
+            "threads": torch.get_num_threads(),
+            "precision": self.precision,
+            "torch": torch.__version__,
+            "peak_flops": self.peak_flops,
+            "flops_per_token": self.flops_per_token,
+        }
+
+    def _log_train(
+        self,
+        log: Log,
+        bar: tqdm,
+        loss: torch.Tensor,
+        norm: torch.Tensor,
+        steps_per_second: float,
+    ) -> None:
+        """Note how training goes, in the log and beside the bar."""
+        settings, workers = self.settings, self.workers
+        loss = workers.sum([loss.item()])[0] / workers.count
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {self.step}: training has diverged; set a "
+                f"learning_rate below {settings.learning_rate} and begin a new run"
+            )
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        tokens_per_step = settings.batch_size * settings.model.context_length
+        rate = steps_per_second * tokens_per_step
+        used = rate * self.flops_per_token / self.peak_flops
+        log.write(
+            "train",
+            self.step,
+            tokens=self.tokens(),
+            loss=round(loss, 6),
+            learning_rate=learning_rate(settings, self.step - 1),
+            gradient_norm=round(norm.item(), 4),
+            tokens_per_second=round(rate, 1),
+            utilisation=round(used, 4),
+        )
+        bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tok/s, {used:.0%} of peak")
+
+    def _log_eval(self, log: Log, sequences: int | None) -> None:
+        """Note the held-out losses, and their mean by the sources' shares of training.
+
+        The mean is what the training loss would be on text that it has not seen.
+        """
+        losses = self.evaluate(sequences)
+        shares = dict(zip(self.held_out, self.mixture.counts, strict=True))
+        total = sum(shares[name] for name in losses)
+        if total:
+            mean = sum(losses[name] * shares[name] for name in losses) / total
+            rounded = {name: round(loss, 4) for name, loss in losses.items()}
+            log.write(
+                "eval",
+                self.step,
+                tokens=self.tokens(),
+                sequences=sequences,
+                loss=round(mean, 4),
+                losses=rounded,
+            )
+
+
+class Meter:
+    """A stopwatch for steps, which stands still during evaluations and checkpoints."""
+
+    def __init__(self, step: int):
+        self.step, self.start = step, time.perf_counter()
+
+    def lap(self, step: int) -> tuple[int, float]:
+        """Steps and seconds since the last lap."""
+        now = time.perf_counter()
+        steps, seconds = step - self.step, now - self.start
+        self.step, self.start = step, now
+        return steps, seconds
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block that does not count."""
+        before = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - before
+
+
+@contextlib.contextmanager
+def stopping_on_signals(run: Pretraining) -> Iterator[None]:
+    """A block in which SIGTERM and the first Ctrl-C ask the run to save and stop."""
+
+    def ask(number, frame):
+        run.stop_asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one kills
+
+    old = {x: signal.signal(x, ask) for x in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def pretrain(settings: Settings) -> bool:
+    """Train, or go on training, and at the end write the model to `run_folder`/model.
+
+    Returns:
+        Whether the run has come to its end.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Pretraining`.
+        FloatingPointError, OSError: as `Pretraining.train`.
+    """
+    with start_workers(settings.device) as workers:
+        run = Pretraining(settings, workers)
+        complete = run.train()
+        if complete:
+            run.export(settings.run_folder / "model")
+        if workers.first:
+            print(
+                f"the model is in {settings.run_folder / 'model'}"
+                if complete
+                else f"stopped after step {run.step} of {settings.max_steps}; "
+                "the same command goes on from there"
+            )
+        return complete
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command: see the head of this file."""
+    settings = read_settings(arguments)
+    try:
+        pretrain(settings)
+    except (OSError, ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
