@@ -236,7 +236,11 @@ class GPTModel(nn.Module):
             *[TransformerBlock(cfg) for _ in range(cfg["n_layers"])]
         )
         self.final_norm = LayerNorm(cfg["emb_dim"])
-        self.out_head = nn.Linear(cfg["emb_dim"], cfg["vocab_size"], bias=False)
+        # a tied head gets its matrix in init_weights: until then it needs no memory
+        device = "meta" if cfg.get("tie_weights", False) else None
+        self.out_head = nn.Linear(
+            cfg["emb_dim"], cfg["vocab_size"], bias=False, device=device
+        )
         self.init_weights()
 
     def init_weights(self) -> None:

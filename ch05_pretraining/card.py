@@ -60,16 +60,17 @@ def draw_losses(log: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5))
     train = [line for line in log if line["event"] == "train"]
     axes.plot(
-        [line["tokens"] for line in train],
+        [line["tokens"] / 1e6 for line in train],
         [line["loss"] for line in train],
         color="0.8",
         label="training",
     )
     looks = [line for line in log if line["event"] == "eval"]
-    for name in looks[-1]["losses"]:
-        points = [(line["tokens"], line["losses"][name]) for line in looks]
-        axes.plot(*zip(*points, strict=True), marker=".", label=name)
-    axes.set(xlabel="tokens seen", ylabel="loss (nats per token)")
+    for number, name in enumerate(looks[-1]["losses"]):
+        points = [(line["tokens"] / 1e6, line["losses"][name]) for line in looks]
+        style = "-:"[number // len(plots.COLORS) % 2]  # more sources than colours
+        axes.plot(*zip(*points, strict=True), style, marker=".", label=name)
+    axes.set(xlabel="tokens (millions)", ylabel="loss (nats per token)")
     axes.legend(fontsize=7, ncols=2)
     figure.savefig(path, dpi=120)
     plt.close(figure)

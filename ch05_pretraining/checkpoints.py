@@ -33,8 +33,11 @@ class PlainReader(dcp.FileSystemReader):
         try:
             with path.open("rb") as file:
                 metadata = _PlainUnpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
-            raise ValueError(f"{path} is damaged or no checkpoint's: {error}") from None
+        except Exception as error:  # bytes gone wrong can raise anything
+            raise ValueError(
+                f"{path} is damaged or no checkpoint's ({error}); delete {path.parent} "
+                "to go on from the checkpoint before it"
+            ) from None
         if getattr(metadata, "storage_meta", None) is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -131,7 +134,7 @@ class Checkpoints:
 
     def _complaint(self, step: int, error: BaseException) -> str:
         """What to say when a state cannot be written."""
-        reason = str(error).strip().splitlines()[-1]
+        reason = _last_line(error)
         free = shutil.disk_usage(self.folder).free / 1e6
         saved = self.complete()
         last = f"the last one is {saved[-1]}" if saved else "there is none before it"
@@ -140,12 +143,42 @@ class Checkpoints:
             f"disk has {free:,.0f} MB left: make room, then give the command again"
         )
 
+    def facts(self, path: Path) -> dict:
+        """The facts that were saved with a state.
+
+        Raises:
+            ValueError: if they are damaged.
+        """
+        try:
+            return json.loads((path / "facts.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(self._damage(path, error)) from None
+
     def load(self, path: Path, state: dict) -> None:
-        """Read a saved state into the tensors of `state`."""
+        """Read a saved state into the tensors of `state`.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
         reader = PlainReader(path)
         reader.read_metadata()  # a damaged index is better reported by us than by DCP
-        with self._dcp_options() as options:
-            dcp.load(state, storage_reader=reader, **options)
+        try:
+            with self._dcp_options() as options:
+                dcp.load(state, storage_reader=reader, **options)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            raise ValueError(self._damage(path, error)) from error
+
+    def _damage(self, path: Path, error: BaseException) -> str:
+        """What to say when a state cannot be read."""
+        return (
+            f"{path} is damaged ({_last_line(error)}); delete it to go on from the "
+            "checkpoint before it"
+        )
+
+
+def _last_line(error: BaseException) -> str:
+    """The end of an error's text, which in DCP's is a whole traceback."""
+    return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
 class Log:
@@ -173,8 +206,19 @@ class Log:
         os.replace(temporary, path)
 
     def write(self, event: str, step: int, **values) -> None:
-        """Add a line."""
-        if self.active:
-            line = json.dumps({"event": event, "step": step, **values})
+        """Add a line.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        if not self.active:
+            return
+        line = json.dumps({"event": event, "step": step, **values})
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+        except OSError as error:
+            raise OSError(
+                f"{self.path} cannot be written ({error}); make room on the disk, then "
+                "give the command again"
+            ) from error

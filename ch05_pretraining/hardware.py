@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,28 @@ def start_workers(device: str) -> Iterator[Workers]:
     if count == 1:
         yield Workers(0, 1, where)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    _meet("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     try:
         yield Workers(dist.get_rank(), count, where)
     finally:
         dist.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    """Make the process group that torchrun has described in the environment.
+
+    When a process has died, torchrun starts all of them again with the same store, in
+    which the addresses of the dead still stand; who reads one of them waits for ever.
+    So every start gets a part of the store for itself. (Machines count their starts
+    apart; for more than one see docs/scaling.md.)
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend)
+        return
+    store, rank, count = next(rendezvous("env://"))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"start {start}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
 
 
 def keep_freed_memory() -> None:

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +164,10 @@ def prepare_source(
     }
     index_path = folder / "index.json"
     if index_path.is_file():
-        index = json.loads(index_path.read_text(encoding="utf-8"))
-        if recipe.items() <= index.items():
-            return index
+        with contextlib.suppress(ValueError):  # a damaged index is made again
+            index = json.loads(index_path.read_text(encoding="utf-8"))
+            if recipe.items() <= index.items():
+                return index
         index_path.unlink()  # made otherwise, or from another text: make it again
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.bin"):
@@ -282,7 +284,7 @@ class TokenShards:
 
     Raises:
         FileNotFoundError: if the folder has no `index.json`, or a shard is missing.
-        ValueError: if a shard has not the size that the index says.
+        ValueError: if the index is damaged, or a shard has not the size that it says.
     """
 
     def __init__(self, folder: Path, split: str, window: int):
@@ -293,8 +295,14 @@ class TokenShards:
                 f"{folder} has no index.json, so it is not finished; run "
                 "`python -m ch05_pretraining.prepare` (again)"
             )
-        self.index = json.loads(path.read_text(encoding="utf-8"))
-        self.shards = [self._open(shard) for shard in self.index[split]]
+        try:
+            self.index = json.loads(path.read_text(encoding="utf-8"))
+            shards, self.vocab_size = self.index[split], self.index["vocab_size"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error!r}); delete {folder} and prepare it again"
+            ) from None
+        self.shards = [self._open(shard) for shard in shards]
         counts = [max(0, len(shard) - 1) // window for shard in self.shards]
         self.ends = np.cumsum([0, *counts])
         self.tokens = sum(len(shard) for shard in self.shards)
@@ -325,13 +333,13 @@ class TokenShards:
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name} has {len(self)} windows, so none is {i}")
         shard = int(np.searchsorted(self.ends, i, side="right")) - 1
-        start = (i - int(self.ends[shard])) * self.T
+        start = int(i - self.ends[shard]) * self.T
         ids = self.shards[shard][start : start + self.T + 1].astype(np.int64)
-        if ids.max() >= self.index["vocab_size"]:
+        if ids.max() >= self.vocab_size:
             where = start + int(ids.argmax())
             raise ValueError(
                 f"{self.shards[shard].filename}: token {where} is {ids.max()}, but the "
-                f"vocabulary ends at {self.index['vocab_size'] - 1}: the shard is "
+                f"vocabulary ends at {self.vocab_size - 1}: the shard is "
                 f"damaged; delete {self.folder} and prepare it again"
             )
         return ids
@@ -370,6 +378,11 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except BrokenProcessPool:
+        sys.exit(
+            "error: a process was killed, perhaps because memory ran out; give the "
+            "command again with --workers 1"
+        )
     for name, index in indexes.items():
         train, held = (
             sum(shard["tokens"] for shard in index[split])

@@ -186,12 +186,15 @@ def check_settings(settings: Settings, processes: int) -> None:
     for name in ("learning_rate", "max_grad_norm"):
         if not getattr(settings, name) > 0:
             raise ValueError(f"{name} must be above 0, not {getattr(settings, name)}")
-    share = settings.batch_size / processes
-    micro = settings.micro_batch_size or share
-    if share % 1 or micro < 1 or share % micro:
+    if settings.final_learning_rate < 0:
+        raise ValueError(
+            f"final_learning_rate must be 0 or more, not {settings.final_learning_rate}"
+        )
+    share, micro = settings.batch_size / processes, settings.micro_batch_size
+    if share % 1 or micro is not None and (micro < 1 or share % micro):
         raise ValueError(
             f"batch_size {settings.batch_size} cannot be shared by {processes} "
-            f"processes in micro-batches of {settings.micro_batch_size or 'any size'}; "
+            f"processes in micro-batches of {'any size' if micro is None else micro}; "
             "it must be a multiple of processes x micro_batch_size"
         )
 
@@ -360,11 +363,10 @@ class Pretraining:
         self.mixture = Mixture(sources, settings.repeats, settings.seed)
         self.held_out = open_sources(settings.shards, "held_out", T)
         for name, shards in sources.items():
-            if shards.index["vocab_size"] > settings.model.vocab_size:
+            if shards.vocab_size > settings.model.vocab_size:
                 raise ValueError(
-                    f"source {name} has token ids up to "
-                    f"{shards.index['vocab_size'] - 1}, but model.vocab_size is "
-                    f"{settings.model.vocab_size}"
+                    f"source {name} has token ids up to {shards.vocab_size - 1}, but "
+                    f"model.vocab_size is {settings.model.vocab_size}"
                 )
         self.precision = choose_precision(settings.precision, workers.device)
         if workers.count > 1:  # the first process decides for all
@@ -428,7 +430,7 @@ class Pretraining:
         saved = checkpoints.complete()
         if not saved:
             return
-        facts = json.loads((saved[-1] / "facts.json").read_text(encoding="utf-8"))
+        facts = checkpoints.facts(saved[-1])
         require_same_run(facts, self.facts, saved[-1])
         state = self._state()
         checkpoints.load(saved[-1], state)
@@ -450,7 +452,7 @@ class Pretraining:
         if self.workers.first:
             gpt = GPTModel(self.gpt.cfg)
             gpt.load_state_dict({k.removeprefix("gpt."): v for k, v in state.items()})
-            save_gpt2_folder(gpt.bfloat16(), folder)
+            save_gpt2_folder(gpt, folder, dtype=torch.bfloat16)
         self.workers.wait()
 
     # One step
@@ -582,7 +584,11 @@ class Pretraining:
                 loss_sum += loss
                 bar.update()
                 stop, end = self._must_stop(), self.step == settings.max_steps
-                if self.step % settings.log_every == 0 or end or stop:
+                save = self.step % settings.checkpoint_every == 0 or end or stop
+                look = self.step % settings.log_every == 0 or end or stop
+                if look or save:
+                    self._require_finite(loss_sum, norm)
+                if look:
                     steps, seconds = meter.lap(self.step)
                     self.seconds += seconds
                     self._log_train(log, bar, loss_sum / steps, norm, steps / seconds)
@@ -590,7 +596,7 @@ class Pretraining:
                 with meter.paused():
                     if self.step % settings.eval_every == 0 or end:
                         self._log_eval(log, None if end else settings.eval_sequences)
-                    if self.step % settings.checkpoint_every == 0 or end or stop:
+                    if save:
                         facts = {"seconds": self.seconds, **self.facts}
                         checkpoints.save(self.step, self._state(), facts)
                         log.write("checkpoint", self.step)
@@ -600,6 +606,17 @@ class Pretraining:
         seconds = round(self.seconds, 1)
         log.write("end", self.step, tokens=self.tokens(), seconds=seconds)
         return True
+
+    def _require_finite(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Raise FloatingPointError if training has diverged, before that is saved."""
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        loss, norm = self.workers.sum([loss.item(), norm.item()])
+        if not math.isfinite(loss + norm):
+            raise FloatingPointError(
+                f"training has diverged by step {self.step} (its last losses sum to "
+                f"{loss}, the gradient's length is {norm}); set a learning_rate below "
+                f"{self.settings.learning_rate} and begin a new run"
+            )
 
     def _log_start(self, log: Log) -> None:
         """Note what runs where, or that it goes on."""
@@ -639,11 +656,6 @@ class Pretraining:
         """Note how training goes, in the log and beside the bar."""
         settings, workers = self.settings, self.workers
         loss = workers.sum([loss.item()])[0] / workers.count
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {self.step}: training has diverged; set a "
-                f"learning_rate below {settings.learning_rate} and begin a new run"
-            )
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         tokens_per_step = settings.batch_size * settings.model.context_length
         rate = steps_per_second * tokens_per_step

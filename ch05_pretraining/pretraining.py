@@ -39,6 +39,7 @@ from shared.ch04 import (
     next_token_logits,
 )
 from shared.data import DataUnavailable
+from shared.data import get as data_path
 
 __all__ = [
     "text_to_token_ids",
@@ -64,6 +65,8 @@ __all__ = [
     "save_gpt2_folder",
     "read_gpt2_folder",
     "load_weights_into_gpt",
+    "build_pretrained",
+    "load_base",
     "GPT2_REPOSITORIES",
     "download_and_load_gpt2",
 ]
@@ -717,6 +720,25 @@ class TensorFile(Mapping):
     def __len__(self) -> int:
         return len(self._names)
 
+    def pieces(
+        self, name: str, numbers: int = 2**22
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Some rows of a tensor after the other: where they belong, and their values.
+
+        The file is mapped into memory anew for each piece, since what has been read
+        of it stays in memory as long as it is mapped.
+
+        Args:
+            name: the tensor, of one dimension at least.
+            numbers: how many numbers a piece has at most, if a row has no more.
+        """
+        shape = self[name].shape
+        n_rows = max(1, numbers // max(1, math.prod(shape[1:])))
+        for start in range(0, shape[0], n_rows):
+            rows = slice(start, start + n_rows)
+            with safe_open(self.path, framework="pt") as file:
+                yield rows, file.get_slice(name)[rows]
+
 
 def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters and buffers that make up a model; tied ones once."""
@@ -990,14 +1012,23 @@ def _gpt2_shape(name: str, shapes: list[torch.Size]) -> tuple[int, ...]:
     return joined[::-1] if name.endswith(_GPT2_TRANSPOSED) else joined
 
 
-def save_gpt2_folder(gpt: GPTModel, folder: str | Path) -> None:
+def save_gpt2_folder(
+    gpt: GPTModel, folder: str | Path, dtype: torch.dtype | None = None
+) -> None:
     """Write a model as Hugging Face stores GPT-2, for `transformers` and others.
 
     Args:
         gpt: any `GPTModel`.
         folder: gets `config.json` and `model.safetensors`; made if it is missing.
+        dtype: of the stored numbers, such as `torch.bfloat16`; by default the model's.
+
+    Raises:
+        ValueError: if `dtype` is not one of floating-point numbers.
     """
     folder, C = Path(folder), gpt.cfg["emb_dim"]
+    dtype = dtype or gpt.tok_emb.weight.dtype
+    if not dtype.is_floating_point:
+        raise ValueError(f"weights cannot be stored as {dtype}; try torch.bfloat16")
     own = {name: p.detach() for name, p in gpt.state_dict().items()}
     no_bias = gpt.final_norm.shift.detach().new_zeros(C)
     layout = _gpt2_layout(gpt.cfg["n_layers"])
@@ -1007,11 +1038,11 @@ def save_gpt2_folder(gpt: GPTModel, folder: str | Path) -> None:
     for theirs, ours in layout.items():
         tensor = _as_gpt2(theirs, [own.get(name, no_bias) for name in ours])
         prefix = "" if theirs == "lm_head.weight" else "transformer."
-        tensors[prefix + theirs] = tensor.cpu().contiguous()
+        tensors[prefix + theirs] = tensor.to("cpu", dtype).contiguous()
     with _replacing(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, {"format": "pt"})
     with _replacing(folder / "config.json") as temporary:
-        text = json.dumps(_gpt2_settings(gpt), indent=2) + "\n"
+        text = json.dumps(_gpt2_settings(gpt, dtype), indent=2) + "\n"
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -1034,7 +1065,7 @@ _GPT2_FIXED = {  # what every GPT-2 has in common, and GPTModel computes
 }
 
 
-def _gpt2_settings(gpt: GPTModel) -> dict:
+def _gpt2_settings(gpt: GPTModel, dtype: torch.dtype) -> dict:
     """The contents of `config.json`."""
     drops = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
     last = gpt.cfg["vocab_size"] - 1  # where GPT-2 has <|endoftext|>
@@ -1042,11 +1073,12 @@ def _gpt2_settings(gpt: GPTModel) -> dict:
         "architectures": ["GPT2LMHeadModel"],
         **_GPT2_FIXED,
         **{theirs: gpt.cfg[ours] for ours, theirs in _GPT2_KEYS.items()},
+        "n_ctx": gpt.cfg["context_length"],  # n_positions by its older name
         **dict.fromkeys(drops, gpt.cfg["drop_rate"]),
         "tie_word_embeddings": gpt.cfg.get("tie_weights", False),
         "bos_token_id": last,
         "eos_token_id": last,
-        "dtype": str(gpt.tok_emb.weight.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
     }
 
 
@@ -1086,6 +1118,14 @@ def read_gpt2_folder(folder: str | Path) -> tuple[GPTConfig, TensorFile]:
     return settings, TensorFile(path.with_name("model.safetensors"))
 
 
+def _pieces(params: Mapping, name: str) -> Iterator[tuple[slice, torch.Tensor]]:
+    """A tensor as `TensorFile.pieces`; one that is in memory already is one piece."""
+    if isinstance(params, TensorFile):
+        yield from params.pieces(name)
+    else:
+        yield slice(None), torch.as_tensor(params[name])
+
+
 def _gpt2_sources(gpt: GPTModel, params: Mapping) -> dict[str, str]:
     """GPT-2's plain names of the tensors in `params`, each with its name there."""
     masks = (".attn.bias", ".attn.masked_bias")
@@ -1097,9 +1137,12 @@ def _gpt2_sources(gpt: GPTModel, params: Mapping) -> dict[str, str]:
     tied = gpt.out_head.weight is gpt.tok_emb.weight
     if not tied and "wte.weight" in sources:
         sources.setdefault("lm_head.weight", sources["wte.weight"])
-    elif tied and "lm_head.weight" in sources:
-        head = torch.as_tensor(params[sources.pop("lm_head.weight")])
-        if not torch.equal(head, torch.as_tensor(params[sources["wte.weight"]])):
+    elif tied and {"lm_head.weight", "wte.weight"} <= sources.keys():
+        pair = sources.pop("lm_head.weight"), sources["wte.weight"]
+        pieces = zip(*(_pieces(params, name) for name in pair), strict=False)
+        if not all(
+            torch.equal(head, embedding) for (_, head), (_, embedding) in pieces
+        ):
             raise ValueError(
                 "these weights have an output head of their own; build the model with "
                 "tie_weights False"
@@ -1109,7 +1152,7 @@ def _gpt2_sources(gpt: GPTModel, params: Mapping) -> dict[str, str]:
 
 @torch.no_grad()
 def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, torch.Tensor]) -> None:
-    """Copy GPT-2's weights into a model, tensor by tensor; if they do not fit, none.
+    """Copy GPT-2's weights into a model, piece by piece; if they do not fit, none.
 
     Args:
         gpt: built from the settings that came with the weights, so with `qkv_bias`.
@@ -1135,11 +1178,50 @@ def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, torch.Tensor]) -> 
     }
     _require_same_shapes(found, wanted, "the set of weights")
     for theirs, ours in layout.items():
-        tensor = torch.as_tensor(params[sources[theirs]])
-        if theirs.endswith(_GPT2_TRANSPOSED):
-            tensor = tensor.T
-        for name, part in zip(ours, tensor.chunk(len(ours)), strict=True):
-            own[name].copy_(part)
+        for place, piece in _pieces(params, sources[theirs]):
+            if theirs.endswith(_GPT2_TRANSPOSED):
+                place, piece = (slice(None), place), piece.T
+            for name, part in zip(ours, piece.chunk(len(ours)), strict=True):
+                own[name][place].copy_(part)
+
+
+def build_pretrained(
+    settings: GPTConfig,
+    params: Mapping[str, torch.Tensor],
+    device: torch.device | str = "cpu",
+) -> GPTModel:
+    """A model with the given weights, in evaluation mode.
+
+    At no time does this take much more memory than the model.
+
+    Args:
+        settings, params: from `read_gpt2_folder` or `download_and_load_gpt2`.
+        device: where the model shall be.
+
+    Raises:
+        ValueError: if the weights do not fit the settings.
+    """
+    with torch.device(device):
+        gpt = GPTModel(settings)
+    load_weights_into_gpt(gpt, params)
+    return gpt.eval()
+
+
+_GPT2_FILES = ("config.json", "model.safetensors")
+
+
+def load_base(device: torch.device | str = "cpu") -> GPTModel:
+    """The course's own pretrained model, in float32 and in evaluation mode.
+
+    Args:
+        device: where the model shall be.
+
+    Raises:
+        shared.data.DataUnavailable: a FileNotFoundError, if its files are missing or
+            damaged.
+    """
+    config, _ = (data_path(f"base/{name}") for name in _GPT2_FILES)
+    return build_pretrained(*read_gpt2_folder(config.parent), device=device)
 
 
 GPT2_REPOSITORIES = {
@@ -1148,9 +1230,6 @@ GPT2_REPOSITORIES = {
     "774M": "openai-community/gpt2-large",
     "1558M": "openai-community/gpt2-xl",
 }
-
-
-_GPT2_FILES = ("config.json", "model.safetensors")
 
 
 def _fetch_gpt2(repository: str, folder: Path) -> Path:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partialmethod
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -32,6 +34,7 @@ from shared.ch05 import (
     Progress,
     TensorFile,
     TrainingRun,
+    build_pretrained,
     calc_loss_batch,
     calc_loss_loader,
     download_and_load_gpt2,
@@ -39,6 +42,7 @@ from shared.ch05 import (
     evaluating,
     generate,
     generate_and_print_sample,
+    load_base,
     load_checkpoint,
     load_weights_into_gpt,
     longest_verbatim_run,
@@ -1037,8 +1041,7 @@ def test_transformers_loads_what_we_write(tmp_path, tied, qkv_bias):
     assert torch.allclose(logits_of(theirs), logits_of(model), atol=1e-4)
 
     settings, params = read_gpt2_folder(tmp_path / "out")
-    again = GPTModel(settings)
-    load_weights_into_gpt(again, params)
+    again = build_pretrained(settings, params)
     assert torch.allclose(logits_of(again), logits_of(model), atol=1e-6)
     assert {**settings, "qkv_bias": qkv_bias} == {**model.cfg, "tie_weights": tied}
 
@@ -1099,15 +1102,31 @@ def test_openais_names_without_prefix_and_with_masks(tmp_path):
     assert (logits_of(model) - logits_of(theirs)).abs().max() < 1e-4
 
 
-def test_half_precision_is_read_as_float32(tmp_path):
-    save_gpt2_folder(tiny_model(qkv_bias=True).bfloat16(), tmp_path)
-    settings, params = read_gpt2_folder(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
-    model = GPTModel(settings)
-    load_weights_into_gpt(model, params)
+@pytest.mark.parametrize("way", ["model", "argument"])
+def test_half_precision_is_read_as_float32(tmp_path, way):
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model(qkv_bias=True)
     expected = tiny_model(qkv_bias=True).bfloat16().float()
-    assert model.tok_emb.weight.dtype == torch.float32
+    if way == "model":
+        save_gpt2_folder(model.bfloat16(), tmp_path)
+    else:
+        save_gpt2_folder(model, tmp_path, torch.bfloat16)
+        assert model.tok_emb.weight.dtype == torch.float32
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    model = build_pretrained(*read_gpt2_folder(tmp_path))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.equal(logits_of(model), logits_of(expected))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.allclose(logits_of(theirs), logits_of(model), atol=1e-4)
+
+
+def test_weights_are_not_stored_as_integers(tmp_path):
+    with pytest.raises(ValueError, match="torch.int8; try torch.bfloat16"):
+        save_gpt2_folder(tiny_model(), tmp_path / "out", torch.int8)
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path):
@@ -1127,6 +1146,12 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path):
         ),
         (untied, {"h.7.ln_1.bias": torch.ones(24)}, "h.7.ln_1.bias is unknown"),
         (tied, {}, "output head of their own"),
+        (tied, {"transformer.wte.weight": None}, "wte.weight is missing"),
+        (
+            tied,
+            {"lm_head.weight": None, "transformer.wte.weight": torch.ones(V + 1, 24)},
+            r"wte.weight has the shape \(62, 24\) instead of \(61, 24\)",
+        ),
         (GPTModel({**settings, "n_layers": 1}), {}, "h.1.attn.c_attn.bias is unknown"),
         (GPTModel({**settings, "qkv_bias": False}), {}, "set qkv_bias to True"),
     ):
@@ -1182,6 +1207,167 @@ def test_loading_does_not_hold_all_tensors_at_once(tmp_path):
     assert len(params) == len(list(params)) == 2 * 12 + 5
     with pytest.raises(KeyError):
         params["other"]
+
+
+def test_pieces_are_the_tensor(tmp_path):
+    save_gpt2_folder(tiny_model(), tmp_path)
+    params = read_gpt2_folder(tmp_path)[1]
+    for name, size in (
+        ("transformer.wte.weight", (V, 24)),
+        ("transformer.ln_f.bias", (24,)),
+        ("transformer.h.0.attn.c_attn.weight", (24, 72)),
+    ):
+        for numbers in (1, 50, 24 * V - 1, 24 * V, 10**6):
+            found = torch.full(size, torch.nan)
+            for rows, piece in params.pieces(name, numbers):
+                assert piece.numel() <= max(numbers, math.prod(size[1:]))
+                found[rows] = piece
+            assert torch.equal(found, params[name])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_loading_in_small_pieces_changes_nothing(tmp_path, tied, monkeypatch):
+    save_gpt2_folder(tiny_model(tie_weights=tied, qkv_bias=True), tmp_path)
+    settings, params = read_gpt2_folder(tmp_path)
+    small = partialmethod(TensorFile.pieces, numbers=72)  # biases have so many
+    monkeypatch.setattr(TensorFile, "pieces", small)
+    loaded = logits_of(build_pretrained(settings, params))
+    assert torch.equal(loaded, logits_of(tiny_model(tie_weights=tied, qkv_bias=True)))
+
+
+def test_stored_head_of_a_tied_model_is_compared_to_its_last_piece(
+    tmp_path, monkeypatch
+):
+    save_gpt2_folder(tiny_model(tie_weights=True, qkv_bias=True), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+    save_file(tensors, path)
+    small = partialmethod(TensorFile.pieces, numbers=72)
+    monkeypatch.setattr(TensorFile, "pieces", small)
+    build_pretrained(*read_gpt2_folder(tmp_path))
+    tensors["lm_head.weight"][-1, -1] += 1
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="output head of their own"):
+        build_pretrained(*read_gpt2_folder(tmp_path))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_build_pretrained_gives_a_whole_model(tmp_path, tied):
+    save_gpt2_folder(tiny_model(tie_weights=tied, qkv_bias=True), tmp_path)
+    model = build_pretrained(*read_gpt2_folder(tmp_path))
+    assert not model.training
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+    assert (model.out_head.weight is model.tok_emb.weight) == tied
+    model(IDS).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(ValueError, match="h.1.* is unknown"):
+        settings, params = read_gpt2_folder(tmp_path)
+        build_pretrained({**settings, "n_layers": 1}, params)
+
+
+LOAD_AND_MEASURE = """
+import sys
+from pathlib import Path
+from shared.ch04 import GPTModel
+from shared.ch05 import build_pretrained, load_weights_into_gpt, read_gpt2_folder
+
+def memory(key):  # in bytes; VmRSS: now, VmHWM: the most so far
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) for x in lines if x.startswith(key)) * 1024
+
+before = memory("VmRSS")
+settings, params = read_gpt2_folder(sys.argv[1])
+if sys.argv[2] == "in one step":
+    model = build_pretrained(settings, params)
+else:
+    model = GPTModel(settings)
+    load_weights_into_gpt(model, params)
+peak = memory("VmHWM") - before
+print(peak / sum(parameter.nbytes for parameter in model.parameters()))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder_of_45_million(tmp_path_factory):
+    """A model that is large beside what a Python process needs otherwise: 180 MB."""
+    folder = tmp_path_factory.mktemp("45M")
+    config = {**GPT2_CONFIGS["124M"], "emb_dim": 512, "n_heads": 8, "n_layers": 6}
+    save_gpt2_folder(GPTModel(config), folder)
+    return folder
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux's /proc"
+)
+@pytest.mark.parametrize("way", ["in one step", "in two steps"])
+def test_loading_peaks_at_little_more_than_the_model(folder_of_45_million, way):
+    command = [sys.executable, "-c", LOAD_AND_MEASURE, folder_of_45_million, way]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert 0.9 < float(done.stdout) <= 1.2, done.stdout + done.stderr
+
+
+# The course's own base model
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base()
+
+
+def test_base_is_float32_and_ready_for_use(base):
+    assert {parameter.dtype for parameter in base.parameters()} == {torch.float32}
+    assert not base.training
+    assert base.cfg["vocab_size"] == get_tokenizer().n_vocab
+    assert base.out_head.weight is base.tok_emb.weight
+    assert data.FILES["base/model.safetensors"].size <= 45_000_000
+
+
+def test_transformers_loads_the_base(base):
+    from transformers import AutoModelForCausalLM
+
+    folder = data.get("base/config.json").parent
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = text_to_token_ids(data.load_text("held-out")[:400], get_tokenizer())
+    with torch.no_grad():
+        ours, logits = base(prompt), theirs.eval()(prompt).logits
+    assert (ours - logits).abs().max() < 1e-4
+
+
+def test_base_guesses_far_better_than_evenly_on_text_of_another_kind(base):
+    ids = text_to_token_ids(data.load_text("held-out"), get_tokenizer())
+    windows = ids[0, : 8 * 129].view(8, 129)
+    with torch.no_grad():
+        loss = calc_loss_batch(windows[:, :-1], windows[:, 1:], base, "cpu")
+    assert loss < math.log(base.cfg["vocab_size"] / 10)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_damaged_base_is_named_with_the_remedy(tmp_path, monkeypatch, name):
+    shutil.copytree(data.REPOSITORY_DATA / "base", tmp_path / "base")
+    monkeypatch.setattr(data, "REPOSITORY_DATA", tmp_path)
+    load_base()
+    path = tmp_path / "base" / name
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(data.DataUnavailable, match=f"git checkout -- data/base/{name}"):
+        load_base()
+
+
+def test_log_of_the_base_is_of_this_model(base):
+    lines = data.get("base/log.jsonl").read_text(encoding="utf-8").splitlines()
+    log = [json.loads(line) for line in lines]
+    assert log[0]["event"] == "start" and log[-1]["event"] == "end"
+    assert log[0]["parameters"] == sum(p.numel() for p in base.parameters())
+    assert log[0]["settings"]["model"] == base.cfg
+    assert log[-1]["tokens"] == log[-1]["step"] * log[0]["tokens_per_step"]
+    steps = [line["step"] for line in log if line["event"] == "train"]
+    assert steps == sorted(set(steps)) and steps[-1] == log[-1]["step"]
+
+
+def test_held_out_text_is_twelve_paragraphs_of_similar_length():
+    paragraphs = data.load_text("held-out").split("\n\n")
+    assert len(paragraphs) == 12
+    assert all(60 <= len(paragraph.split()) <= 110 for paragraph in paragraphs)
 
 
 # A hub that is a folder
@@ -1327,7 +1513,47 @@ def stop_on_equal(losses, patience):
     return best, len(losses) - 1
 
 
+def sliding(ids, model, stride, side_by_side=False, twice=False, tail=True):
+    """The right answer to exercise 5.6, or with a fault."""
+    T, n = model.cfg["context_length"], len(ids)
+    total, count, begin, end = 0.0, 0, 0, 1
+    while end < n and (tail or begin + T < n):
+        done, end = (begin + 1 if twice else end), min(begin + T + 1, n)
+        targets = ids[begin + 1 : end].clone()
+        targets[: done - begin - 1] = -100
+        pair = ids[None, begin : end - 1], targets[None]
+        total += calc_loss_batch(*pair, model, "cpu").item() * (end - done)
+        count += end - done
+        begin += T if side_by_side else stride
+    return total / max(count, 1)
+
+
+def test_sliding_loss_is_accepted(capsys):
+    checks.sliding_loss(sliding)
+    assert "Right" in capsys.readouterr().out
+
+
 WRONG_ANSWERS = [
+    (
+        checks.sliding_loss,
+        lambda ids, model, stride: sliding(ids, model, stride) * (len(ids) - 1),
+        "that is the sum",
+    ),
+    (
+        checks.sliding_loss,
+        lambda ids, model, stride: sliding(ids, model, stride, side_by_side=True),
+        "windows side by side",
+    ),
+    (
+        checks.sliding_loss,
+        lambda ids, model, stride: sliding(ids, model, stride, twice=True),
+        "in the first of them only",
+    ),
+    (
+        checks.sliding_loss,
+        lambda ids, model, stride: sliding(ids, model, stride, tail=False),
+        "the last may be short",
+    ),
     (checks.bits_per_byte, lambda loss, n, b: loss * n / b, "divide by ln 2"),
     (checks.bits_per_byte, lambda loss, n, b: loss * b / n / math.log(2), "multiply"),
     (checks.unigram_loss, lambda train, val, v: math.inf, "add 1"),
@@ -1371,6 +1597,7 @@ def test_checks_explain_wrong_answers(check, answer, message):
         "keep_min_p",
         "accumulate_gradients",
         "early_stopping",
+        "sliding_loss",
         "adamw_step",
     ],
 )

@@ -178,8 +178,72 @@ def early_stopping(answer: Callable[[list[float], int], tuple[int, int]]) -> Non
     print("Right: all six runs stop where they should.")
 
 
+def _text_and_model(n: int) -> tuple[torch.Tensor, GPTModel]:
+    """n random ids, and a small model that is not indifferent to their order."""
+    generator = torch.Generator().manual_seed(8)
+    torch.manual_seed(3)
+    model = GPTModel(TINY).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return torch.randint(40, (n,), generator=generator), model
+
+
+def _losses_token_by_token(
+    ids: torch.Tensor, model: GPTModel, windows: list[tuple[int, int]]
+) -> torch.Tensor:
+    """Loss of each target in windows of tokens begin to end, the end not included."""
+    parts = []
+    for begin, end in windows:
+        logits = model(ids[None, begin : end - 1])[0]
+        parts.append(F.cross_entropy(logits, ids[begin + 1 : end], reduction="none"))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def sliding_loss(answer: Callable[[torch.Tensor, GPTModel, int], float]) -> None:
+    """Exercise 5.6: each token once, in the first window that has it as a target."""
+    T = TINY["context_length"]
+    for n, stride in ((6, 8), (17, 8), (22, 8), (22, 3), (30, 1)):
+        ids, model = _text_and_model(n)
+        before = ids.clone()
+        found = answer(ids, model, stride)
+        require_answer(found, "sliding_loss")
+        assert torch.equal(ids, before), "the ids were changed: `clone` the targets"
+        windows, first_loss = [(0, min(T + 1, n))], {}
+        while windows[-1][1] < n:
+            begin = windows[-1][0] + stride
+            windows.append((begin, min(begin + T + 1, n)))
+        for begin, end in windows:
+            losses = _losses_token_by_token(ids, model, [(begin, end)])
+            for token, loss in zip(range(begin + 1, end), losses, strict=True):
+                first_loss.setdefault(token, loss.item())
+        wanted = sum(first_loss.values()) / (n - 1)
+        case = f"{n} tokens, T = {T}, stride {stride}"
+        assert not math.isclose(found, wanted * (n - 1), rel_tol=1e-5), (
+            "that is the sum: divide by the number of tokens but one"
+        )
+        side_by_side = [(i, min(i + T + 1, n)) for i in range(0, n - 1, T)]
+        plain = _losses_token_by_token(ids, model, side_by_side).mean().item()
+        assert stride == T or not math.isclose(found, plain, rel_tol=1e-5), (
+            f"{case}: this is the loss of windows side by side; begin each `stride` "
+            "tokens after the one before"
+        )
+        twice = _losses_token_by_token(ids, model, windows).mean().item()
+        assert stride == T or not math.isclose(found, twice, rel_tol=1e-5), (
+            f"{case}: a token that is a target in several windows counts in the first "
+            "of them only; set its later targets to -100"
+        )
+        assert math.isclose(found, wanted, rel_tol=1e-5), (
+            f"{case}: wanted {wanted:.4f}, found {found:.4f}; the windows are "
+            f"{windows} (from, to); the last may be short, and a mean must be weighed "
+            "by how many tokens it counts"
+        )
+    print("Right: every token is guessed once, and from as much as possible.")
+
+
 def adamw_step(answer: Callable[..., None]) -> None:
-    """Exercise 5.6: twenty steps, equal to those of `torch.optim.AdamW`."""
+    """Exercise 5.7: twenty steps, equal to those of `torch.optim.AdamW`."""
     torch.manual_seed(2)
     ours = GPTModel(TINY)
     theirs = copy.deepcopy(ours)
