@@ -185,8 +185,8 @@ class Log:
     """What happened, one JSON object a line; only the first process writes.
 
     Args:
-        path: the file; its lines after `step` are dropped, since what they tell of
-            will happen again.
+        path: the file; its lines after `step`, and the one that says "end", are
+            dropped, since what they tell of will happen again.
         step: where the run begins or goes on.
         active: whether this process writes.
     """
@@ -199,7 +199,8 @@ class Log:
         if step > 0 and path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
-                    if json.loads(line)["step"] <= step:
+                    entry = json.loads(line)
+                    if entry["step"] <= step and entry["event"] != "end":
                         kept.append(line + "\n")
         temporary = path.with_suffix(".partial")
         temporary.write_text("".join(kept), encoding="utf-8")

@@ -563,9 +563,10 @@ class Pretraining:
             settings.run_folder / "checkpoints", settings.keep_checkpoints, workers
         )
         self.resume(checkpoints)
-        if self.step == settings.max_steps:
-            return True
         log = Log(settings.run_folder / "log.jsonl", self.step, workers.first)
+        if self.step == settings.max_steps:
+            self._log_end(log)
+            return True
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         peak = workers.sum([matmul_flops(workers.device, dtype, 0.5)])
         self.peak_flops = peak[0]
@@ -603,8 +604,7 @@ class Pretraining:
                 if stop and not end:
                     log.write("stop", self.step)
                     return False
-        seconds = round(self.seconds, 1)
-        log.write("end", self.step, tokens=self.tokens(), seconds=seconds)
+        self._log_end(log)
         return True
 
     def _require_finite(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
@@ -617,6 +617,11 @@ class Pretraining:
                 f"{loss}, the gradient's length is {norm}); set a learning_rate below "
                 f"{self.settings.learning_rate} and begin a new run"
             )
+
+    def _log_end(self, log: Log) -> None:
+        """Note that the run is complete."""
+        seconds = round(self.seconds, 1)
+        log.write("end", self.step, tokens=self.tokens(), seconds=seconds)
 
     def _log_start(self, log: Log) -> None:
         """Note what runs where, or that it goes on."""

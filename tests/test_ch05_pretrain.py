@@ -1,0 +1,1248 @@
+"""Chapter 5: the pretraining command, on one process and two, undisturbed and not.
+
+A model of 7,872 parameters learns toy languages. Other processes come from a fork
+server, which imports torch once for all of them.
+"""
+
+import errno
+import functools
+import json
+import math
+import multiprocessing
+import os
+import pickle
+import pkgutil
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ch05_pretraining import checkpoints, hardware
+from ch05_pretraining import pretrain as command
+from ch05_pretraining.checkpoints import Checkpoints, Log, PlainReader
+from ch05_pretraining.hardware import Workers, choose_precision, start_workers
+from ch05_pretraining.pretrain import (
+    FREE_SETTINGS,
+    Mixture,
+    ModelSettings,
+    Pretraining,
+    Settings,
+    check_settings,
+    flops_per_token,
+    learning_rate,
+    pretrain,
+    read_settings,
+)
+from shared.ch04 import GPTModel
+from shared.ch05 import load_weights_into_gpt, read_gpt2_folder
+from shared.export import ROOT
+
+T, V = 16, 64
+ALONE = Workers(0, 1, torch.device("cpu"))
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(
+    ["ch05_pretraining.pretrain", "pytest", "torch.utils.flop_counter", "shared.export"]
+)
+
+
+def walk(seed, length, step):
+    """A toy language: each token is `step` above the one before; some are at random."""
+    draw = np.random.default_rng(seed)
+    ids = [0]
+    for jump in draw.random(length - 1) < 0.05:
+        ids.append(int(draw.integers(V)) if jump else (ids[-1] + step) % V)
+    return ids
+
+
+def write_source(folder, train, held_out):
+    """What `prepare` would leave, of lists of token ids."""
+    folder.mkdir(parents=True)
+    index = {"vocab_size": V}
+    for split, shards in (("train", train), ("held_out", held_out)):
+        index[split] = []
+        for number, ids in enumerate(shards):
+            file = f"{split}-{number:05d}.bin"
+            np.array(ids, "<u2").tofile(folder / file)
+            index[split].append({"file": file, "tokens": len(ids)})
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Two sources of 87 and 31 windows, which hold out 13 and 6."""
+    folder = tmp_path_factory.mktemp("shards")
+    ids = walk(1, 1400, 1)
+    write_source(folder / "one", [ids[:900], ids[900:]], [walk(2, 13 * T + 1, 1)])
+    write_source(folder / "two", [walk(3, 500, 5)], [walk(4, 6 * T + 5, 5)])
+    return folder
+
+
+@pytest.fixture
+def make_settings(shards, tmp_path):
+    """A function that makes the settings of a small run; `run` names its folder."""
+
+    def make(run="run", **changes):
+        model = {
+            **{"vocab_size": V, "context_length": T, "emb_dim": 16, "n_heads": 2},
+            **{"n_layers": 2, **changes.pop("model", {})},
+        }
+        usual = {
+            **{"max_steps": 20, "batch_size": 4, "warmup_steps": 5, "device": "cpu"},
+            **{"precision": "fp32", "log_every": 1, "eval_every": 1000},
+            **{"checkpoint_every": 1000},
+        }
+        changes = {"shards": shards, "run_folder": tmp_path / run, **usual, **changes}
+        return Settings(**changes, model=ModelSettings(**model))
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_measurements(monkeypatch):
+    """Leave out what only costs time here, or would change the tests' own process."""
+    monkeypatch.setattr(command, "matmul_flops", lambda *arguments: 1e9)
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Sums in one order, and no threads that wait for each other."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(usual)
+
+
+def events(settings, kind):
+    """The lines of the log of one kind."""
+    lines = (settings.run_folder / "log.jsonl").read_text().splitlines()
+    return [x for x in map(json.loads, lines) if x["event"] == kind]
+
+
+def losses(settings):
+    """The training loss of each step, none of which is missing or there twice."""
+    lines = events(settings, "train")
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def tensors(state, name=""):
+    """The tensors in nested dictionaries, by name."""
+    if isinstance(state, torch.Tensor):
+        return {name: state}
+    return {
+        path: tensor
+        for key, value in state.items()
+        for path, tensor in tensors(value, f"{name}/{key}").items()
+    }
+
+
+def open_run(settings):
+    """The run as its last checkpoint left it."""
+    run = Pretraining(settings, ALONE)
+    run.resume(Checkpoints(settings.run_folder / "checkpoints", 2, ALONE))
+    return run
+
+
+def require_same_end(settings, other):
+    """Assert that two runs have the same losses, and the same last bit of state."""
+    assert losses(settings) == losses(other)
+    ends = [open_run(x) for x in (settings, other)]
+    assert ends[0].step == ends[1].step == settings.max_steps
+    state, same = (tensors(run._state()) for run in ends)
+    assert state.keys() == same.keys() and len(state) > 60
+    assert all(torch.equal(state[name], same[name]) for name in state)
+    model = "model/model.safetensors"
+    assert (settings.run_folder / model).read_bytes() == (
+        other.run_folder / model
+    ).read_bytes()
+
+
+def require_close(weights, others, tolerance):
+    """Assert that two models are one, but for rounding.
+
+    The biases of keys are left out: softmax ignores them, so their gradients are
+    nothing but rounding errors, of which Adam makes steps of full length.
+    """
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        if not name.endswith("W_key.bias"):
+            assert torch.allclose(tensor, others[name], rtol=0, atol=tolerance), name
+
+
+def saved_steps(settings):
+    """The steps that have a checkpoint, and whatever else lies there."""
+    names = [path.name for path in (settings.run_folder / "checkpoints").iterdir()]
+    return [int(name.removeprefix("step-")) for name in sorted(names)]
+
+
+# Other processes
+
+
+def work(settings, place, output, harm):
+    """What a process started by `start` does."""
+    os.environ.update(place)
+    sys.stdout = sys.stderr = open(output, "a", buffering=1)
+    torch.set_num_threads(1)
+    command.matmul_flops = lambda *arguments: 1e9
+    if harm is not None:
+        harm()
+    pretrain(settings)
+
+
+def start(settings, count=1, harm=None):
+    """Run in `count` processes; returns how each ended, and what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    settings.run_folder.mkdir(exist_ok=True)
+    output = settings.run_folder / "output"
+    output.unlink(missing_ok=True)
+    places = [
+        {
+            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        }
+        for rank in range(count)
+    ]
+    processes = [
+        FORK.Process(target=work, args=(settings, place, output, harm))
+        for place in places
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    assert not hanging, output.read_text()
+    return [process.exitcode for process in processes], output.read_text()
+
+
+def at_step(step, action, rank=0):
+    """Let a process do something as it begins the step after `step`."""
+    usual = Pretraining.train_step
+
+    def train_step(run):
+        if (run.step, run.workers.rank) == (step, rank):
+            action()
+        return usual(run)
+
+    Pretraining.train_step = train_step
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_asked(number):
+    os.kill(os.getpid(), number)
+
+
+def killed_at(step):
+    return functools.partial(at_step, step, be_killed)
+
+
+def asked_at(step, number=signal.SIGTERM, rank=0):
+    return functools.partial(
+        at_step, step, functools.partial(be_asked, number), rank=rank
+    )
+
+
+def killed_in(owner, name, step):
+    """Let the process be killed in a function that saves a checkpoint."""
+    owner = pkgutil.resolve_name(owner)
+    usual = getattr(owner, name)
+
+    def function(*arguments, **others):
+        if f"step-{step:08d}.partial" in str(
+            getattr(arguments[0], "path", arguments[0])
+        ):
+            be_killed()
+        return usual(*arguments, **others)
+
+    setattr(owner, name, function)
+
+
+# Settings
+
+
+FILE = """
+shards: data
+run_folder: runs/a
+max_steps: 50
+warmup_steps: 5
+repeats: {one: 2, two: 0.5}
+model:
+  emb_dim: 32
+  n_layers: 3
+"""
+
+
+def test_settings_come_from_file_and_command_line(tmp_path):
+    (tmp_path / "a.yaml").write_text(FILE)
+    settings = read_settings(
+        [
+            *("--config", str(tmp_path / "a.yaml"), "--max_steps", "60"),
+            *("--model.n_layers", "4", "--micro_batch_size=1"),
+        ]
+    )
+    assert settings.max_steps == 60 and settings.warmup_steps == 5
+    assert settings.model == ModelSettings(emb_dim=32, n_layers=4)
+    assert settings.repeats == {"one": 2, "two": 0.5}
+    assert settings.micro_batch_size == 1 and settings.parallel == "ddp"
+    assert str(settings.shards) == "data" and settings.learning_rate == 1e-3
+    check_settings(settings, 2)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "ch05_pretraining/configs").glob("*.yaml")), ids=str
+)
+def test_the_course_s_own_settings_fit(path):
+    check_settings(read_settings(["--config", str(path)]), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--learning_speed", "1"], "learning_speed"),
+        (["--model.layers", "1"], "model.layers"),
+        (["--max_steps", "many"], "max_steps"),
+        (["--model.n_layers", "1.5"], "n_layers"),
+        (["--precision", "fp8"], "precision"),
+        (["--repeats", "{one: often}"], "repeats"),
+        (["--config", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, capsys, arguments, name):
+    (tmp_path / "a.yaml").write_text(FILE)
+    with pytest.raises(SystemExit) as stop:
+        read_settings(["--config", str(tmp_path / "a.yaml"), *arguments])
+    assert stop.value.code == 2 and name in capsys.readouterr().err
+
+
+def test_missing_settings_and_unknown_ones_in_the_file_are_named(tmp_path, capsys):
+    for text, name in ((FILE.replace("max_steps: 50", ""), "max_steps"),):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(SystemExit) as stop:
+            read_settings(["--config", str(tmp_path / "a.yaml")])
+        assert stop.value.code == 2 and name in capsys.readouterr().err
+    (tmp_path / "a.yaml").write_text(FILE + "  n_head: 3\n")
+    with pytest.raises(SystemExit) as stop:
+        read_settings(["--config", str(tmp_path / "a.yaml")])
+    assert stop.value.code == 2 and "n_head" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(
+            ({name: 0}, f"{name} must be 1 or more, not 0")
+            for name in (
+                *("max_steps", "batch_size", "log_every", "eval_every"),
+                *("eval_sequences", "checkpoint_every", "keep_checkpoints"),
+            )
+        ),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0 and below .* not -1"),
+        ({"warmup_steps": 20}, "below max_steps 20, not 20"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, not 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be above 0, not nan"),
+        ({"final_learning_rate": -1e-5}, "final_learning_rate must be 0 or more, not"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0, not -1.0"),
+        ({"batch_size": 3}, "3 cannot be shared by 2 processes in .* of any size"),
+        ({"micro_batch_size": 3}, "4 cannot be shared by 2 .* micro-batches of 3"),
+        ({"micro_batch_size": 4}, "4 cannot be shared by 2 .* micro-batches of 4"),
+        ({"micro_batch_size": 0}, "4 cannot be shared by 2 .* micro-batches of 0"),
+        ({"micro_batch_size": -1}, "4 cannot be shared by 2 .* micro-batches of -1"),
+        ({"model": {"n_heads": 3}}, "emb_dim 16 is not divisible by n_heads 3"),
+    ],
+)
+def test_impossible_settings_are_refused(make_settings, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_settings(make_settings(**changes), 2)
+    check_settings(make_settings(micro_batch_size=2, warmup_steps=19), 2)
+
+
+def test_learning_rate_rises_in_a_line_and_falls_as_a_cosine(make_settings):
+    settings = make_settings(
+        max_steps=40, warmup_steps=8, learning_rate=0.8, final_learning_rate=0.1
+    )
+    rates = [learning_rate(settings, step) for step in range(40)]
+    assert np.allclose(rates[:8], np.arange(1, 9) * 0.1)
+    assert math.isclose(rates[39], 0.1)
+    assert math.isclose(rates[23], 0.45)  # half-way from step 7 to step 39
+    assert math.isclose(rates[15], 0.1 + 0.7 * (1 + math.sqrt(0.5)) / 2)
+    assert all(a > b for a, b in zip(rates[7:], rates[8:], strict=False))
+    settings = replace(settings, warmup_steps=0, final_learning_rate=0.0)
+    assert 0.79 < learning_rate(settings, 0) < 0.8
+    assert math.isclose(learning_rate(settings, 39), 0, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_flops_are_those_that_torch_counts(tie_weights):
+    """With attention to the whole context, which is how both count it."""
+    B, T, C = 1, 128, 64
+    config = ModelSettings(100, T, C, 4, 3, tie_weights=tie_weights)
+    gpt = GPTModel(asdict(config))
+    ids = torch.randint(100, (B, T))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        F.cross_entropy(gpt(ids).flatten(0, 1), ids.flatten()).backward()
+    counted = counter.get_total_flops() / (B * T)
+    assert math.isclose(flops_per_token(gpt), counted, rel_tol=0.03)
+    attention = 12 * 3 * T * C  # is larger than the tolerance
+    assert attention > 0.1 * counted
+
+
+# The order of the data
+
+
+def make_mixture(repeats, seed=7, a=10, b=6):
+    sources = {
+        name: [(name, i) for i in range(size)] for name, size in (("a", a), ("b", b))
+    }
+    return Mixture(sources, repeats, seed)
+
+
+@pytest.mark.parametrize("times", [0, 0.5, 1, 2, 2.5])
+def test_an_epoch_has_every_window_as_often_as_repeats_says(times):
+    mixture = make_mixture({"a": times})
+    assert len(mixture) == 10 * times + 6
+    for epoch in range(3):
+        start = epoch * len(mixture)
+        seen = Counter(mixture[start + i] for i in range(len(mixture)))
+        assert all(seen[("b", i)] == 1 for i in range(6))
+        often = sorted(seen[("a", i)] for i in range(10))
+        more = round(10 * (times % 1))
+        assert often == [int(times)] * (10 - more) + [int(times) + 1] * more
+
+
+def test_the_order_follows_from_seed_and_number_alone():
+    mixture, numbers = make_mixture({"a": 0.5}), range(44)
+    order = [mixture[i] for i in numbers]
+    assert order == [make_mixture({"a": 0.5})[i] for i in numbers]
+    assert order[::-1] == [mixture[i] for i in reversed(numbers)]
+    other = make_mixture({"a": 0.5}, seed=8)
+    assert order != [other[i] for i in numbers]
+    epochs = [order[i : i + 11] for i in range(0, 44, 11)]
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    chosen = {frozenset(w for w in epoch if w[0] == "a") for epoch in epochs}
+    assert len(chosen) > 1  # not the same half each time
+    changes = sum(x[0] != y[0] for x, y in zip(order, order[1:], strict=False))
+    assert changes > 10  # the sources are mixed
+    first = [i for name, i in epochs[0] if name == "b"]
+    assert sorted(first) == list(range(6)) != first
+
+
+def test_mixtures_that_cannot_be_are_refused():
+    for repeats, message in (
+        ({"c": 1}, "repeats names 'c', but the sources are a, b"),
+        ({"a": -1}, "repeats of a must be 0 or more, not -1"),
+        ({"a": 0, "b": 0}, "no full sequence; prepare more text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_mixture(repeats)
+    with pytest.raises(ValueError, match="no full sequence"):
+        make_mixture({"a": 3}, a=0, b=0)
+    assert len(make_mixture({"a": 1.5}, a=0)) == 6
+
+
+# Training
+
+
+def test_it_learns_a_toy_language_and_writes_everything_down(make_settings, capsys):
+    settings = make_settings(
+        max_steps=300,
+        **{"batch_size": 8, "learning_rate": 0.01, "final_learning_rate": 1e-4},
+        **{"log_every": 10, "eval_every": 100, "eval_sequences": 3},
+        repeats={"one": 0.5, "two": 3},
+    )
+    assert pretrain(settings)
+    folder = settings.run_folder
+    assert f"the model is in {folder / 'model'}" in capsys.readouterr().out
+    lines = [json.loads(x) for x in (folder / "log.jsonl").read_text().splitlines()]
+    first, train = lines[0], events(settings, "train")
+    assert first["event"] == "start" and first["parameters"] == 7_872
+    assert first["settings"]["model"] == asdict(settings.model)
+    assert first["settings"]["run_folder"] == str(folder)
+    assert [line["step"] for line in train] == list(range(10, 301, 10))
+    assert train[0]["loss"] > 0.9 * math.log(V) > 1.5 > train[-1]["loss"] > 0.2
+    for line in train:
+        assert line["tokens"] == line["step"] * 8 * T
+        assert line["learning_rate"] == learning_rate(settings, line["step"] - 1)
+        speed = line["tokens_per_second"] * first["flops_per_token"] / 1e9
+        assert math.isclose(line["utilisation"], speed, rel_tol=0.01, abs_tol=1e-4)
+    looks = events(settings, "eval")
+    assert [(x["step"], x["sequences"]) for x in looks] == [
+        *((100, 3), (200, 3), (300, None))
+    ]
+    for look in looks:
+        one, two = look["losses"]["one"], look["losses"]["two"]
+        mean = (44 * one + 93 * two) / 137  # by their windows in an epoch
+        assert math.isclose(look["loss"], mean, abs_tol=2e-4)
+    assert looks[-1]["loss"] < 1.5
+    assert lines[-1]["event"] == "end" and lines[-1]["tokens"] == 300 * 8 * T
+    assert lines[-1]["seconds"] > 0
+    before = (folder / "log.jsonl").read_bytes()
+    shutil.rmtree(folder / "model")
+    assert pretrain(settings)  # given again, it only makes sure of the model
+    assert (folder / "log.jsonl").read_bytes() == before
+    assert (folder / "model" / "model.safetensors").is_file()
+
+
+def test_the_steps_are_those_of_a_plain_loop(make_settings):
+    settings = make_settings(
+        max_steps=12,
+        **{"learning_rate": 0.02, "final_learning_rate": 0.002, "max_grad_norm": 1.0},
+        **{"weight_decay": 0.5, "beta1": 0.8, "beta2": 0.9},
+    )
+    pretrain(settings)
+
+    torch.manual_seed(settings.seed)
+    gpt = GPTModel(asdict(settings.model))
+    plain = [p for p in gpt.parameters() if p.dim() < 2]
+    matrices = [p for p in gpt.parameters() if p.dim() >= 2]
+    optimizer = torch.optim.AdamW(matrices, betas=(0.8, 0.9), fused=True)
+    optimizer.param_groups[0]["weight_decay"] = 0.5
+    optimizer.add_param_group({"params": plain, "weight_decay": 0.0})
+    mixture, by_hand, norms = Pretraining(settings, ALONE).mixture, [], []
+    for step in range(12):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step)
+        ids = torch.tensor(np.stack([mixture[4 * step + i] for i in range(4)]))
+        loss = F.cross_entropy(gpt(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(gpt.parameters(), 1.0).item())
+        optimizer.step()
+        by_hand.append(loss.item())
+    assert min(norms) < 1 < max(norms)
+    assert np.allclose(losses(settings), by_hand, atol=1e-5)
+    noted = [line["gradient_norm"] for line in events(settings, "train")]
+    assert np.allclose(noted, norms, atol=2e-4)
+    require_close(open_run(settings).gpt.state_dict(), gpt.state_dict(), 1e-5)
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_matrices_decay_but_biases_and_norms_do_not(make_settings, tie_weights):
+    settings = make_settings(weight_decay=0.3, model={"tie_weights": tie_weights})
+    run = Pretraining(settings, ALONE)
+    decayed, others = run.optimizer.param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert all(group["betas"] == (0.9, 0.95) for group in (decayed, others))
+    names = {id(p): name for name, p in run.gpt.named_parameters()}
+    chosen = [
+        [names.pop(id(p)) for p in group["params"]] for group in (decayed, others)
+    ]
+    assert not names
+    assert all(name.endswith("weight") for name in chosen[0])
+    assert all(name.endswith(("bias", "scale", "shift")) for name in chosen[1])
+
+
+def test_micro_batches_add_up_to_the_batch(make_settings):
+    whole, micro = make_settings("whole"), make_settings("micro", micro_batch_size=1)
+    for settings in (whole, micro):
+        pretrain(settings)
+    assert np.allclose(losses(whole), losses(micro), rtol=0, atol=1e-5)
+    shapes = [inputs.shape for inputs, _ in Pretraining(micro, ALONE).micro_batches()]
+    assert shapes == [(1, T)] * 4
+
+
+def test_dropout_differs_between_steps_and_not_between_runs(make_settings):
+    settings = make_settings(learning_rate=1e-12, model={"drop_rate": 0.5}, seed=5)
+    runs = [Pretraining(settings, ALONE) for _ in range(2)]
+    batch = runs[0].micro_batches()
+    found = []
+    for run in runs:
+        run.micro_batches = lambda: batch
+        found.append([run.train_step()[0].item() for _ in range(3)])
+        torch.manual_seed(0)  # what others draw does not matter
+    assert found[0] == found[1] and len(set(found[0])) == 3
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"micro_batch_size": 1}, {"batch_size": 5, "micro_batch_size": 5}]
+)
+def test_evaluation_is_the_mean_over_the_held_out_windows(make_settings, changes):
+    settings = make_settings(model={"drop_rate": 0.5}, **changes)
+    run = Pretraining(settings, ALONE)
+    with torch.no_grad():
+        for p in run.gpt.parameters():
+            p += 0.1 * torch.randn_like(p)
+    for sequences in (None, 7, 1):
+        found = run.evaluate(sequences)
+        assert list(found) == ["one", "two"]
+        for name, count in (("one", 13), ("two", 6)):
+            held_out = run.held_out[name]
+            assert len(held_out) == count
+            ids = np.stack([held_out[i] for i in range(min(count, sequences or 99))])
+            ids = torch.from_numpy(ids)
+            with torch.no_grad():
+                logits = run.gpt.eval()(ids[:, :-1])
+            direct = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+            run.gpt.train()
+            assert math.isclose(found[name], direct, rel_tol=1e-5)
+    assert run.objective.training
+
+
+def test_sources_without_held_out_text_are_left_out(make_settings, tmp_path):
+    for name, held_out in (("one", []), ("two", [walk(2, 70, 5)])):
+        write_source(tmp_path / "data" / name, [walk(1, 200, 1)], held_out)
+    settings = make_settings(shards=tmp_path / "data", max_steps=6)
+    pretrain(settings)
+    (look,) = events(settings, "eval")
+    assert list(look["losses"]) == ["two"] and look["loss"] == look["losses"]["two"]
+    shutil.rmtree(tmp_path / "data" / "two")
+    settings = make_settings("other", shards=tmp_path / "data", max_steps=6)
+    pretrain(settings)
+    assert events(settings, "eval") == []
+
+
+def test_a_model_too_small_for_the_ids_is_refused(make_settings):
+    with pytest.raises(ValueError, match="one has token ids up to 63, but .* is 63"):
+        Pretraining(make_settings(model={"vocab_size": 63}), ALONE)
+
+
+def test_a_damaged_shard_ends_the_run_with_its_name(make_settings, shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "data")
+    path = tmp_path / "data" / "two" / "train-00000.bin"
+    ids = np.fromfile(path, "<u2")
+    ids[T * 20] = 50_000
+    ids.tofile(path)
+    settings = make_settings(shards=tmp_path / "data", max_steps=30)  # one epoch
+    with pytest.raises(ValueError, match="two.train-00000.bin: token 320 is 50000"):
+        pretrain(settings)
+
+
+# Two processes
+
+
+@pytest.fixture(scope="module")
+def fifty_steps():
+    """What the runs of `test_two_processes...` share: the losses of one process."""
+    return {}
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(
+    make_settings, fifty_steps, parallel, micro_batch_size
+):
+    one = make_settings("one", max_steps=50, eval_every=15, eval_sequences=5)
+    if not fifty_steps:
+        pretrain(one)
+        logits, gpt = exported_logits(one)
+        fifty_steps.update(
+            losses=losses(one), looks=events(one, "eval"), logits=logits, gpt=gpt
+        )
+    two = replace(
+        one,
+        run_folder=one.run_folder.with_name("two"),
+        parallel=parallel,
+        micro_batch_size=micro_batch_size,
+    )
+    codes, output = start(two, 2)
+    assert codes == [0, 0], output
+    assert len(fifty_steps["losses"]) == 50
+    assert fifty_steps["losses"][-1] < fifty_steps["losses"][0] - 0.2
+    assert np.allclose(losses(two), fifty_steps["losses"], rtol=0, atol=1e-5)
+    looks = events(two, "eval")
+    assert [x["step"] for x in looks] == [15, 30, 45, 50]
+    for look, same in zip(looks, fifty_steps["looks"], strict=True):
+        assert look["losses"].keys() == same["losses"].keys()
+        for name, loss in look["losses"].items():
+            assert math.isclose(loss, same["losses"][name], abs_tol=1.1e-4)
+    logits, gpt = exported_logits(two)
+    assert torch.allclose(logits, fifty_steps["logits"], atol=0.02)  # bfloat16
+    assert events(two, "start")[0]["processes"] == 2
+    require_close(open_run(two).gpt.state_dict(), gpt, 1e-4)  # opened by one process
+
+
+def exported_logits(settings):
+    """What the exported model says, if that is the model of the last checkpoint."""
+    config, params = read_gpt2_folder(settings.run_folder / "model")
+    gpt = GPTModel(config)
+    load_weights_into_gpt(gpt, params)
+    assert gpt.out_head.weight is gpt.tok_emb.weight
+    trained = open_run(settings).gpt
+    state = {name: p.clone() for name, p in trained.state_dict().items()}
+    with torch.no_grad():
+        for p in trained.parameters():
+            p.copy_(p.bfloat16())
+        ids = torch.arange(2 * T).reshape(2, T)
+        logits = gpt.eval()(ids)
+        assert torch.allclose(logits, trained.eval()(ids), atol=1e-5)
+    return logits, state
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [("ddp", 2), ("ddp", 1), ("fsdp", 2)],
+        [("fsdp", 2), ("fsdp", 1), ("ddp", 2)],
+        [("ddp", 1), ("fsdp", 2), ("fsdp", 1)],
+    ],
+    ids=str,
+)
+def test_a_run_may_move_to_more_or_fewer_processes(make_settings, places):
+    alone = make_settings("alone", max_steps=18)
+    pretrain(alone)
+    for number, (parallel, count) in enumerate(places, start=1):
+        settings = make_settings("moving", max_steps=18, parallel=parallel)
+        harm = asked_at(6 * number - 1, rank=count - 1) if number < 3 else None
+        codes, output = start(settings, count, harm)
+        assert codes == [0] * count, output
+        if number < 3:
+            assert f"stopped after step {6 * number} of 18" in output
+            assert saved_steps(settings)[-1] == 6 * number
+    assert np.allclose(losses(alone), losses(settings), rtol=0, atol=1e-5)
+    require_close(*(open_run(x).gpt.state_dict() for x in (alone, settings)), 1e-4)
+
+
+SCRIPT = """
+import os, pathlib, signal, sys
+from ch05_pretraining import pretrain as command
+
+usual, mark = command.Pretraining.train_step, pathlib.Path(sys.argv[1])
+
+def train_step(run):
+    if (run.step, run.workers.rank) == (7, 1) and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return usual(run)
+
+command.Pretraining.train_step = train_step
+command.matmul_flops = lambda *arguments: 1e9
+command.main(sys.argv[2:])
+"""
+
+
+def test_torchrun_starts_again_when_a_process_dies(make_settings, tmp_path):
+    alone = make_settings("alone", max_steps=12, checkpoint_every=5)
+    pretrain(alone)
+    settings = replace(alone, run_folder=tmp_path / "two")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "--max-restarts", "1"),
+            *(str(tmp_path / "script.py"), str(tmp_path / "mark")),
+            *("--config", write_config(settings)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "mark").exists()
+    (again,) = events(settings, "resume")
+    assert again["step"] == 5 and again["processes"] == 2
+    assert np.allclose(losses(alone), losses(settings), rtol=0, atol=1e-5)
+    assert (settings.run_folder / "model" / "model.safetensors").is_file()
+
+
+def write_config(settings):
+    """A file of settings (JSON is YAML); returns its name."""
+    path = settings.run_folder.with_suffix(".yaml")
+    values = {k: v for k, v in asdict(settings).items() if v is not None}
+    path.write_text(json.dumps(values, default=str))
+    return str(path)
+
+
+# Interruptions
+
+
+def test_killed_three_times_it_ends_as_if_undisturbed(make_settings):
+    changes = {"model": {"drop_rate": 0.1}, "max_steps": 40, "checkpoint_every": 7}
+    calm = make_settings("calm", **changes)
+    pretrain(calm)
+    settings = make_settings("killed", **changes)
+    steps = sorted(random.sample(range(1, 40), 3))
+    for step in steps:
+        codes, output = start(settings, harm=killed_at(step))
+        assert codes == [-signal.SIGKILL], output
+        assert losses(settings) == losses(calm)[:step], f"killed at {steps}"
+    pretrain(settings)
+    require_same_end(settings, calm)
+    resumed = [line["step"] for line in events(settings, "resume")]
+    assert resumed == [step // 7 * 7 for step in steps if step >= 7]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        ("torch.distributed.checkpoint:FileSystemWriter", "write_data"),  # at first
+        ("torch.distributed.checkpoint:FileSystemWriter", "finish"),  # before its index
+        ("os", "replace"),  # before the folder gets its name
+    ],
+    ids=["tensors", "index", "name"],
+)
+def test_killed_while_it_saves_it_goes_on_from_the_one_before(make_settings, moment):
+    changes = {"max_steps": 12, "checkpoint_every": 4, "model": {"drop_rate": 0.1}}
+    calm, settings = make_settings("calm", **changes), make_settings("run", **changes)
+    pretrain(calm)
+    harm = functools.partial(killed_in, *moment, 8)
+    codes, output = start(settings, harm=harm)
+    assert codes == [-signal.SIGKILL], output
+    folder = settings.run_folder / "checkpoints"
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"step-00000004", "step-00000008.partial"}
+    (folder / "step-00000099.partial").mkdir()
+    (folder / "step-00000099.partial" / ".metadata").write_bytes(b"garbage")
+    pretrain(settings)
+    assert events(settings, "resume")[0]["step"] == 4
+    assert saved_steps(settings) == [8, 12]
+    require_same_end(settings, calm)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_the_same_command_goes_on(
+    make_settings, number, monkeypatch, capsys
+):
+    calm = make_settings("calm")
+    pretrain(calm)
+    settings = make_settings()
+    handlers = [signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr(Pretraining, "train_step", Pretraining.train_step)
+    asked_at(6, number)()
+    assert not pretrain(settings)
+    said = capsys.readouterr().out
+    assert "stopped after step 7 of 20; the same command goes on from there" in said
+    assert handlers == [signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGINT)]
+    assert not (settings.run_folder / "model").exists()
+    assert [line["step"] for line in events(settings, "stop")] == [7]
+    assert saved_steps(settings) == [7]
+    before = open_run(settings).seconds
+    assert pretrain(settings)
+    require_same_end(settings, calm)
+    assert events(settings, "end")[0]["seconds"] >= round(before, 1)
+    assert open_run(settings).seconds > before > 0
+
+
+def test_the_second_ctrl_c_does_not_wait(make_settings, monkeypatch):
+    monkeypatch.setattr(Pretraining, "train_step", Pretraining.train_step)
+
+    def press_twice():
+        be_asked(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            be_asked(signal.SIGINT)
+        raise KeyboardInterrupt
+
+    at_step(3, press_twice)
+    settings = make_settings()
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings)
+    assert len(losses(settings)) == 3 and saved_steps(settings) == []
+
+
+def test_the_command_stops_cleanly_and_explains_itself(make_settings):
+    settings = make_settings(max_steps=10**6, log_every=5)
+    config = write_config(settings)
+    run = [sys.executable, "-m", "ch05_pretraining.pretrain", "--config", config]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(run, cwd=ROOT, **pipes)
+    log, deadline = settings.run_folder / "log.jsonl", time.monotonic() + 300
+    while not (log.is_file() and '"train"' in log.read_text()):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate()
+    assert running.returncode == 0, err
+    assert "Warning" not in err and "step/s, loss " in err and "% of peak" in err
+    (stop,) = events(settings, "stop")
+    assert f"stopped after step {stop['step']} of 1000000; the same command" in out
+    assert saved_steps(settings) == [stop["step"]]
+
+    done = subprocess.run([*run, "--seed", "5"], cwd=ROOT, **pipes)
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "seed was 123 and is 5" in line
+    assert line.endswith("or name a new folder with --run_folder")
+
+
+# Going on with something else
+
+
+def test_other_settings_are_named_with_both_values(make_settings):
+    pretrain(make_settings(max_steps=6))
+    for changes, message in (
+        ({"max_steps": 7}, "max_steps was 6 and is 7"),
+        ({"batch_size": 8}, "batch_size was 4 and is 8"),
+        ({"seed": 5}, "seed was 123 and is 5"),
+        ({"repeats": {"one": 2}}, "repeats was {} and is {'one': 2}"),
+        ({"model": {"n_heads": 4}}, "model.n_heads was 2 and is 4"),
+        (
+            {"learning_rate": 0.1, "beta1": 0.8},
+            "step-00000006 belongs to another run: "
+            "learning_rate was 0.001 and is 0.1; beta1 was 0.9 and is 0.8. Go on",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message.replace("{}", r"\{\}")):
+            pretrain(make_settings(**{"max_steps": 6, **changes}))
+
+
+def test_other_data_are_named(make_settings, shards, tmp_path):
+    pretrain(make_settings(max_steps=6))
+    shutil.copytree(shards, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "two")
+    with pytest.raises(
+        ValueError, match="data was .*'two': 500.* and is {'one': 1400}"
+    ):
+        pretrain(make_settings(max_steps=6, shards=tmp_path / "data"))
+
+
+def test_where_and_how_fast_may_change(make_settings, shards, tmp_path, monkeypatch):
+    calm = make_settings("calm")
+    pretrain(calm)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "train_step", Pretraining.train_step)
+        asked_at(7)()
+        pretrain(make_settings())
+    shutil.copytree(shards, tmp_path / "data")
+    changes = {
+        **{"shards": tmp_path / "data", "run_folder": tmp_path / "moved"},
+        **{"micro_batch_size": 2, "device": "auto", "precision": "fp32"},
+        **{"parallel": "fsdp", "compile": False, "log_every": 1, "eval_every": 9},
+        **{"eval_sequences": 2, "checkpoint_every": 3, "keep_checkpoints": 3},
+    }
+    assert changes.keys() == FREE_SETTINGS
+    (tmp_path / "run").rename(tmp_path / "moved")
+    if torch.cuda.is_available():
+        changes["device"] = "cpu"
+    settings = make_settings(**changes)
+    assert pretrain(settings)
+    assert saved_steps(settings) == [15, 18, 20]
+    assert np.allclose(losses(calm), losses(settings), rtol=0, atol=1e-5)
+
+
+# Checkpoints and log
+
+
+def test_only_the_last_checkpoints_are_kept(make_settings):
+    settings = make_settings(max_steps=11, checkpoint_every=2, keep_checkpoints=3)
+    pretrain(settings)
+    assert saved_steps(settings) == [8, 10, 11]
+    noted = [line["step"] for line in events(settings, "checkpoint")]
+    assert noted == [2, 4, 6, 8, 10, 11]
+
+
+@pytest.fixture
+def saved(make_settings):
+    """A run that stopped after step 4 of 20, with a checkpoint of step 2 too."""
+    settings = make_settings(checkpoint_every=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "train_step", Pretraining.train_step)
+        asked_at(3)()
+        pretrain(settings)
+    return settings, settings.run_folder / "checkpoints" / "step-00000004"
+
+
+class Trap:
+    """A pickle that runs a command when it is loaded."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_a_pickle_that_would_run_a_command_is_refused(saved, tmp_path):
+    settings, folder = saved
+    done = tmp_path / "done"
+    for trap, name in (
+        (Trap(os.system, f"touch {done}"), "posix.system|nt.system"),
+        (Trap(eval, f"open({str(done)!r}, 'w')"), "builtins.eval"),
+        (Trap(torch.load, str(done)), "torch.serialization.load"),
+        (Trap(checkpoints.shutil.rmtree, str(done)), "shutil.rmtree"),
+        (Trap(getattr, "text", "upper"), "builtins.getattr"),
+    ):
+        (folder / ".metadata").write_bytes(pickle.dumps(trap))
+        with pytest.raises(ValueError, match=f"names ({name})"):
+            pretrain(settings)
+    (folder / ".metadata").write_bytes(pickle.dumps({"no": "checkpoint"}))
+    with pytest.raises(ValueError, match="is damaged .*'dict' object"):
+        pretrain(settings)
+    assert not done.exists()
+
+
+def test_a_damaged_checkpoint_is_named_and_can_be_deleted(saved, make_settings):
+    settings, folder = saved
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [".metadata", "__0_0.distcp", "facts.json"]
+    for name in files:
+        whole = (folder / name).read_bytes()
+        for damage in (whole[: len(whole) // 2], b"", None):
+            (folder / name).unlink()
+            if damage is not None:
+                (folder / name).write_bytes(damage)
+            with pytest.raises(ValueError, match="step-00000004.* is damaged.*delete"):
+                pretrain(settings)
+            (folder / name).write_bytes(whole)
+    shutil.rmtree(folder)
+    pretrain(settings)
+    assert events(settings, "resume")[0]["step"] == 2
+    calm = make_settings("calm")
+    pretrain(calm)
+    require_same_end(settings, calm)
+
+
+def test_an_index_cut_off_anywhere_is_a_value_error(saved):
+    path = saved[1] / ".metadata"
+    whole = path.read_bytes()
+    assert PlainReader(path.parent).read_metadata().state_dict_metadata
+    for cut in {*range(0, len(whole), 41), len(whole) - 1}:
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=f"{path} is damaged"):
+            PlainReader(path.parent).read_metadata()
+
+
+def test_a_log_goes_on_where_the_checkpoint_is(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = Log(path, 0, active=True)
+    for step in (1, 2, 3):
+        log.write("train", step, loss=step / 2)
+    with path.open("a") as file:
+        file.write('{"event": "train", "st')  # killed here
+    Log(path, 2, active=False).write("train", 9)  # another process says nothing
+    assert len(path.read_text().splitlines()) == 4
+    Log(path, 3, active=True).write("resume", 3)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(x["event"], x["step"]) for x in lines] == [
+        *(("train", 1), ("train", 2), ("train", 3), ("resume", 3))
+    ]
+    Log(path, 2, active=True).write("resume", 2)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [x["step"] for x in lines] == [1, 2, 2] and lines[1]["loss"] == 1.0
+    Log(path, 0, active=True)
+    assert path.read_text() == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+# A full disk, a missing GPU, numbers that explode
+
+
+def fail(*arguments, **others):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def fail_for_facts(path, *arguments, usual=Path.write_text, **others):
+    return (fail if path.name == "facts.json" else usual)(path, *arguments, **others)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken"),
+    [
+        (dcp.FileSystemWriter, "write_data", fail),
+        (dcp.FileSystemWriter, "finish", fail),
+        (Path, "write_text", fail_for_facts),
+    ],
+    ids=["tensors", "index", "facts"],
+)
+def test_a_write_that_fails_leaves_the_checkpoints_before_it(
+    saved, monkeypatch, owner, name, broken
+):
+    settings, _ = saved
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        message = (
+            r"the checkpoint of step 6 cannot be written \(.*No space left on device"
+            r".*\); the last one is .*step-00000004. The disk has [\d,]+ MB left: make"
+        )
+        with pytest.raises(OSError, match=message):
+            pretrain(settings)
+    assert saved_steps(settings) == [2, 4]
+    assert open_run(settings).step == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no right to mount a small disk here ({error})")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder, left):
+    """Fill a disk up to so many bytes."""
+    with (folder / "filler").open("wb") as file:
+        file.write(bytes(max(0, shutil.disk_usage(folder).free - left)))
+
+
+@pytest.mark.parametrize(
+    ("left", "every", "message"),
+    [
+        (
+            60_000,
+            4,
+            "checkpoint of step 8 cannot be written .*space.*is .*step-00000004",
+        ),
+        (0, 30, "log.jsonl cannot be written .*No space left on device.*; make room"),
+    ],
+    ids=["checkpoint", "log"],
+)
+def test_a_full_disk(make_settings, small_disk, monkeypatch, left, every, message):
+    changes = {"max_steps": 60, "checkpoint_every": every, "model": {"drop_rate": 0.1}}
+    calm = make_settings("calm", **changes)
+    pretrain(calm)
+    settings = make_settings(**changes, run_folder=small_disk / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "train_step", Pretraining.train_step)
+        at_step(every + 1, functools.partial(fill, small_disk, left))
+        with pytest.raises(OSError, match=message):
+            pretrain(settings)
+    assert saved_steps(settings) == [every]
+    (small_disk / "filler").unlink()
+    pretrain(settings)
+    require_same_end(settings, calm)
+
+
+def test_a_gpu_that_is_not_there(make_settings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = make_settings(device="cuda")
+    message = "device cuda is asked for by process 0 .* sees 0 GPUs; use --device cpu"
+    with pytest.raises(ValueError, match=message):
+        pretrain(settings)
+    with pytest.raises(SystemExit, match="error: device cuda is asked for"):
+        command.main(["--config", write_config(settings)])
+    with start_workers("auto") as workers:
+        assert workers == ALONE
+    assert not settings.run_folder.exists()
+
+
+def saved_numbers_are_finite(settings):
+    """Whether every number in every checkpoint is one."""
+    folder = settings.run_folder / "checkpoints"
+    for path in folder.iterdir():
+        run = Pretraining(settings, ALONE)
+        state = run._state()
+        Checkpoints(folder, 9, ALONE).load(path, state)
+        if not all(tensor.isfinite().all() for tensor in tensors(state).values()):
+            return False
+    return True
+
+
+def test_a_run_that_diverges_says_so_and_saves_nothing_of_it(make_settings):
+    settings = make_settings(
+        **{"learning_rate": 1e30, "warmup_steps": 0, "log_every": 20},
+        **{"checkpoint_every": 1, "keep_checkpoints": 9},
+    )
+    message = r"training has diverged by step \d+ .*set a learning_rate below 1e\+30"
+    with pytest.raises(FloatingPointError, match=message):
+        pretrain(settings)
+    assert saved_numbers_are_finite(settings)
+    with pytest.raises(SystemExit, match="error: training has diverged"):
+        command.main(["--config", write_config(settings)])
+
+
+def test_weights_ruined_behind_a_finite_loss_are_not_saved(make_settings):
+    settings = make_settings(checkpoint_every=1, log_every=20, keep_checkpoints=9)
+    run = Pretraining(settings, ALONE)
+    run.gpt.final_norm.scale.register_hook(
+        lambda gradient: gradient * math.inf if run.step == 3 else gradient
+    )
+    with pytest.raises(
+        FloatingPointError, match="diverged by step 4 .*length is (inf|nan)"
+    ):
+        run.train()
+    assert saved_steps(settings) == [1, 2, 3]
+    assert saved_numbers_are_finite(settings)
+
+
+# The machine
+
+
+def test_precision_is_chosen_by_speed(monkeypatch):
+    device = torch.device("cpu")
+    for wanted in ("bf16", "fp32"):
+        assert choose_precision(wanted, device) == wanted
+    for speed, chosen in ((1.4, "fp32"), (1.6, "bf16")):
+        speeds = {torch.bfloat16: speed, torch.float32: 1.0}
+        monkeypatch.setattr(
+            hardware, "matmul_flops", lambda device, dtype, _, s=speeds: s[dtype]
+        )
+        assert choose_precision("auto", device) == chosen
+
+
+def test_bf16_trains_and_keeps_full_weights(make_settings):
+    settings = make_settings(precision="bf16", max_steps=8)
+    pretrain(settings)
+    run = open_run(settings)
+    assert all(p.dtype == torch.float32 for p in tensors(run._state()).values())
+    exact = make_settings("exact", max_steps=8)
+    pretrain(exact)
+    assert losses(settings) != losses(exact)
+    assert np.allclose(losses(settings), losses(exact), atol=0.02)
+    assert events(settings, "start")[0]["precision"] == "bf16"
+
+
+class Clock:
+    """A clock that goes on by one second whenever it is read."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 1
+        return self.now
+
+
+def test_speeds_are_products_over_seconds(monkeypatch):
+    monkeypatch.setattr(hardware, "time", Clock())
+    found = hardware.matmul_flops(torch.device("cpu"), torch.float32, 3)
+    assert found == 4 * 2 * 1024**3  # four products, one second
+
+
+def test_the_meter_stands_still_in_pauses(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(command, "time", clock)
+    meter = command.Meter(10)
+    clock.now += 5
+    with meter.paused():
+        clock.now += 100
+    steps, seconds = meter.lap(14)
+    assert steps == 4 and 6 <= seconds <= 8
+    assert meter.lap(15) == (1, 1)
+
+
+def test_training_works_with_memory_that_stays(make_settings):
+    """`keep_freed_memory` acts on a process as a whole, so on one of its own."""
+    settings = make_settings(max_steps=6)
+    codes, output = start(settings)
+    assert codes == [0] and "the model is in" in output
+    same = make_settings("same", max_steps=6)
+    pretrain(same)
+    require_same_end(settings, same)
+
+
+def test_killed_before_its_end_is_noted_it_notes_it_once(make_settings):
+    settings = make_settings()
+    pretrain(settings)
+    path = settings.run_folder / "log.jsonl"
+    whole = path.read_bytes()
+    for lines in (whole.splitlines(keepends=True)[:-1], [whole]):
+        path.write_bytes(b"".join(lines))
+        assert pretrain(settings)
+        assert path.read_bytes() == whole
