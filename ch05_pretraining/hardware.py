@@ -92,7 +92,7 @@ def keep_freed_memory() -> None:
 
     A training step allocates and frees the same hundreds of megabytes each time. By
     default glibc gives large blocks back to the system at once, which must then clear
-    every page anew; on a CPU that can take a third of the time of a step.
+    every page anew; on a CPU that can take nearly half of the time of a step.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
