@@ -10,7 +10,6 @@ between the two marks that it finds there.
 import argparse
 import json
 import math
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from shared.ch05 import (
     text_to_token_ids,
     token_ids_to_text,
 )
+from shared.files import write_atomically
 
 BEGIN, END = "<!-- measured -->", "<!-- end of what was measured -->"
 PROMPTS = (
@@ -161,9 +161,7 @@ def write_card(run: Path, folder: Path) -> None:
         shutil.copyfile(source, folder / source.name)
     draw_losses(log, folder / "loss.png")
     text = f"{before}{BEGIN}\n\n{describe(folder, log)}\n{END}{after}"
-    temporary = card.with_suffix(".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, card)
+    write_atomically(card, text)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ch05_pretraining.hardware import Workers
+from shared.files import write_atomically
 
 
 class PlainReader(dcp.FileSystemReader):
@@ -202,9 +203,7 @@ class Log:
                     entry = json.loads(line)
                     if entry["step"] <= step and entry["event"] != "end":
                         kept.append(line + "\n")
-        temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, "".join(kept))
 
     def write(self, event: str, step: int, **values) -> None:
         """Add a line.

@@ -32,6 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shared.ch02 import get_tokenizer
+from shared.files import write_atomically
 
 SEPARATOR = "<|endoftext|>"
 END_OF_TEXT = 50256
@@ -104,24 +105,23 @@ def choose_held_out(lengths: list[int], keys: list[str], share: float) -> set[in
 def write_shards(
     tokens: np.ndarray, spans: list[tuple[int, int]], stem: Path, shard_tokens: int
 ) -> list[dict]:
-    """Write the spans of `tokens`, joined, to `stem`-00000.bin and so on.
+    """Write the spans of `tokens`, joined, to new files `stem`-00000.bin and so on.
 
     Returns:
         For each shard its file name and its number of tokens.
     """
-    shards, room, file = [], 0, None
-    with contextlib.ExitStack() as open_files:
-        for start, end in spans:
-            while start < end:
-                if room == 0:
-                    path = stem.with_name(f"{stem.name}-{len(shards):05d}.bin")
-                    file = open_files.enter_context(path.open("wb"))
-                    shards.append({"file": path.name, "tokens": 0})
-                    room = shard_tokens
-                size = min(room, end - start)
+    shards = []
+    for start, end in spans:
+        while start < end:
+            if not shards or shards[-1]["tokens"] == shard_tokens:
+                name = f"{stem.name}-{len(shards):05d}.bin"
+                shards.append({"file": name, "tokens": 0})
+            shard = shards[-1]
+            size = min(shard_tokens - shard["tokens"], end - start)
+            with stem.with_name(shard["file"]).open("ab") as file:
                 file.write(tokens[start : start + size].tobytes())
-                shards[-1]["tokens"] += size
-                start, room = start + size, room - size
+            shard["tokens"] += size
+            start += size
     return shards
 
 
@@ -208,9 +208,7 @@ def prepare_source(
     }
     del tokens
     scratch.unlink()
-    temporary = index_path.with_suffix(".partial")
-    temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, index_path)
+    write_atomically(index_path, json.dumps(index, indent=2) + "\n")
     return index
 
 

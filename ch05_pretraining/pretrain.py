@@ -143,6 +143,14 @@ class Settings:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
 
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.model.context_length
+
+    def micro_batch(self, processes: int) -> int:
+        """Sequences that each of so many processes handles at once."""
+        return self.micro_batch_size or self.batch_size // processes
+
 
 # What may change when a run goes on: where and how fast, but not what comes out.
 FREE_SETTINGS = {
@@ -308,11 +316,7 @@ def as_batch(
 
 def require_same_run(facts: dict, now: dict, path: Path) -> None:
     """Raise ValueError if a saved run's settings or data are not the present ones."""
-    before, after = ({**x["settings"], "data": x["data"]} for x in (facts, now))
-    before, after = (
-        {**x, **{f"model.{k}": v for k, v in x["model"].items()}, "model": None}
-        for x in (before, after)
-    )
+    before, after = _flat(facts), _flat(now)
     differences = [
         f"{key} was {before.get(key)} and is {after.get(key)}"
         for key in {**before, **after}
@@ -323,6 +327,13 @@ def require_same_run(facts: dict, now: dict, path: Path) -> None:
             f"{path} belongs to another run: {'; '.join(differences)}. Go on with its "
             "settings, or name a new folder with --run_folder"
         )
+
+
+def _flat(facts: dict) -> dict:
+    """The settings and the data of a run, by names without a level below them."""
+    settings = dict(facts["settings"])
+    model = {f"model.{key}": value for key, value in settings.pop("model").items()}
+    return {**settings, **model, "data": facts["data"]}
 
 
 # --- Training -------------------------------------------------------------------------
@@ -432,17 +443,12 @@ class Pretraining:
             return
         facts = checkpoints.facts(saved[-1])
         require_same_run(facts, self.facts, saved[-1])
-        state = self._state()
+        model = get_model_state_dict(self.objective)
+        optimizer = get_optimizer_state_dict(self.objective, self.optimizer)
+        state = {"model": model, "averages": optimizer["state"]}
         checkpoints.load(saved[-1], state)
-        set_model_state_dict(self.objective, state["model"])
-        groups = get_optimizer_state_dict(self.objective, self.optimizer)[
-            "param_groups"
-        ]
-        set_optimizer_state_dict(
-            self.objective,
-            self.optimizer,
-            {"state": state["averages"], "param_groups": groups},
-        )
+        set_model_state_dict(self.objective, model)
+        set_optimizer_state_dict(self.objective, self.optimizer, optimizer)
         self.step, self.seconds = facts["step"], facts["seconds"]
 
     def export(self, folder: Path) -> None:
@@ -467,7 +473,7 @@ class Pretraining:
         settings, workers = self.settings, self.workers
         share = settings.batch_size // workers.count
         start = self.step * settings.batch_size + workers.rank * share
-        micro = settings.micro_batch_size or share
+        micro = settings.micro_batch(workers.count)
         return [
             as_batch([self.mixture[i] for i in range(j, j + micro)], workers.device)
             for j in range(start, start + share, micro)
@@ -524,9 +530,7 @@ class Pretraining:
         the targets are -100, which the loss does not count.
         """
         workers = self.workers
-        size = self.settings.micro_batch_size or (
-            self.settings.batch_size // workers.count
-        )
+        size = self.settings.micro_batch(workers.count)
         total, calls = 0.0, math.ceil(count / (size * workers.count))
         for call in range(calls):
             first = (call * workers.count + workers.rank) * size
@@ -545,7 +549,7 @@ class Pretraining:
 
     def tokens(self) -> int:
         """Tokens trained on so far."""
-        return self.step * self.settings.batch_size * self.settings.model.context_length
+        return self.step * self.settings.tokens_per_step
 
     def _must_stop(self) -> bool:
         """Whether any process was asked to stop."""
@@ -568,8 +572,7 @@ class Pretraining:
             self._log_end(log)
             return True
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        peak = workers.sum([matmul_flops(workers.device, dtype, 0.5)])
-        self.peak_flops = peak[0]
+        (self.peak_flops,) = workers.sum([matmul_flops(workers.device, dtype, 0.5)])
         self._log_start(log)
         bar = tqdm(
             total=settings.max_steps,
@@ -588,11 +591,11 @@ class Pretraining:
                 save = self.step % settings.checkpoint_every == 0 or end or stop
                 look = self.step % settings.log_every == 0 or end or stop
                 if look or save:
-                    self._require_finite(loss_sum, norm)
+                    mean_sum, norm = self._over_processes(loss_sum, norm)
                 if look:
                     steps, seconds = meter.lap(self.step)
                     self.seconds += seconds
-                    self._log_train(log, bar, loss_sum / steps, norm, steps / seconds)
+                    self._log_train(log, bar, mean_sum / steps, norm, steps / seconds)
                     loss_sum = 0.0
                 with meter.paused():
                     if self.step % settings.eval_every == 0 or end:
@@ -607,16 +610,23 @@ class Pretraining:
         self._log_end(log)
         return True
 
-    def _require_finite(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """Raise FloatingPointError if training has diverged, before that is saved."""
+    def _over_processes(
+        self, loss: torch.Tensor, norm: torch.Tensor
+    ) -> tuple[float, float]:
+        """The mean of the processes' losses, and the gradient's norm, which they share.
+
+        Raises FloatingPointError if training has diverged: before that is saved.
+        """
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        loss, norm = self.workers.sum([loss.item(), norm.item()])
+        total = self.workers.sum([loss.item(), norm.item()])
+        loss, norm = (value / self.workers.count for value in total)
         if not math.isfinite(loss + norm):
             raise FloatingPointError(
                 f"training has diverged by step {self.step} (its last losses sum to "
                 f"{loss}, the gradient's length is {norm}); set a learning_rate below "
                 f"{self.settings.learning_rate} and begin a new run"
             )
+        return loss, norm
 
     def _log_end(self, log: Log) -> None:
         """Note that the run is complete."""
@@ -639,7 +649,7 @@ class Pretraining:
         return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "parameters": self.parameters,
-            "tokens_per_step": settings.batch_size * settings.model.context_length,
+            "tokens_per_step": settings.tokens_per_step,
             "processes": self.workers.count,
             "parallel": settings.parallel,
             "device": name,
@@ -654,24 +664,20 @@ class Pretraining:
         self,
         log: Log,
         bar: tqdm,
-        loss: torch.Tensor,
-        norm: torch.Tensor,
+        loss: float,
+        norm: float,
         steps_per_second: float,
     ) -> None:
         """Note how training goes, in the log and beside the bar."""
-        settings, workers = self.settings, self.workers
-        loss = workers.sum([loss.item()])[0] / workers.count
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        tokens_per_step = settings.batch_size * settings.model.context_length
-        rate = steps_per_second * tokens_per_step
+        rate = steps_per_second * self.settings.tokens_per_step
         used = rate * self.flops_per_token / self.peak_flops
         log.write(
             "train",
             self.step,
             tokens=self.tokens(),
             loss=round(loss, 6),
-            learning_rate=learning_rate(settings, self.step - 1),
-            gradient_norm=round(norm.item(), 4),
+            learning_rate=learning_rate(self.settings, self.step - 1),
+            gradient_norm=round(norm, 4),
             tokens_per_second=round(rate, 1),
             utilisation=round(used, 4),
         )

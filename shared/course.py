@@ -20,7 +20,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
-from shared.export import ROOT, chapter_notebooks, write_atomically
+from shared.export import ROOT, chapter_notebooks
+from shared.files import write_atomically
 
 CELL_TIMEOUT = 1800  # seconds
 WIDGET = "application/vnd.jupyter.widget-view+json"

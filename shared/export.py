@@ -12,16 +12,16 @@ and the module holds one class. In `solutions.ipynb`, what stands between
 
 import argparse
 import ast
-import os
 import re
 import subprocess
 import sys
-import tempfile
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
+
+from shared.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "#| export"
@@ -315,19 +315,6 @@ def exercises_from(solutions: nbformat.NotebookNode) -> str:
             cell.outputs = []
             cell.execution_count = None
     return nbformat.writes(exercises) + "\n"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file in one step, so that no reader ever sees half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
