@@ -10,7 +10,6 @@ shared.export`.
 import base64
 import heapq
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import regex
 
 from shared.data import get as data_path
+from shared.files import replacing, write_atomically
 
 __all__ = [
     "require_text",
@@ -480,13 +480,15 @@ class BPETokenizer:
         """
         path = Path(path)
         if path.suffix == ".json":
-            _replace_files({path: _tokenizer_json(self)})
+            write_atomically(path, _tokenizer_json(self))
         elif path.suffix == ".tiktoken":
-            _replace_files({path: _tiktoken_ranks(self)})
+            write_atomically(path, _tiktoken_ranks(self))
         else:
-            path.mkdir(parents=True, exist_ok=True)
             encoder, merges = _gpt2_files(self)
-            _replace_files({path / "encoder.json": encoder, path / "vocab.bpe": merges})
+            files = path / "encoder.json", path / "vocab.bpe"
+            with replacing(files[0]) as ids, replacing(files[1]) as rules:
+                ids.write_text(encoder, encoding="utf-8", newline="\n")
+                rules.write_text(merges, encoding="utf-8", newline="\n")
 
     @classmethod
     def _assemble(
@@ -656,19 +658,6 @@ def _tokenizer_json(tokenizer: "BPETokenizer") -> str:
     parts |= {"decoder": _HF_SETTINGS["pre_tokenizer"]}
     parts |= {"model": _HF_MODEL | {"vocab": ids, "merges": _spelled_merges(tokenizer)}}
     return json.dumps(parts, ensure_ascii=False, indent=1)
-
-
-def _replace_files(texts: dict[Path, str]) -> None:
-    """Write each file beside its place; when all are whole, move them into place."""
-    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
-    try:
-        for path, text in texts.items():
-            drafts[path].write_text(text, encoding="utf-8", newline="\n")
-        for path, draft in drafts.items():
-            os.replace(draft, path)
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
 
 
 def _connect(

@@ -29,6 +29,7 @@ __all__ = [
     "TransformerBlock",
     "GPTModel",
     "next_token_logits",
+    "check_prompt",
     "generate_text_simple",
     "optimize_layout_for_generation",
 ]
@@ -397,6 +398,28 @@ def next_token_logits(
     return model.out_head(hidden[:, -1])  # the head reads one vector, not T
 
 
+def check_prompt(idx: torch.Tensor, max_new_tokens: int) -> None:
+    """Refuse what no text can be generated from, before any work is done.
+
+    Args:
+        idx: ids of the prompts, (B, T).
+        max_new_tokens: how many tokens are wanted.
+
+    Raises:
+        TypeError: if `idx` is no tensor.
+        ValueError: if it has another shape or no tokens, or the number is negative.
+    """
+    if not isinstance(idx, torch.Tensor):
+        raise TypeError(f"idx must be a tensor of ids (B, T), not {type(idx).__name__}")
+    if idx.dim() != 2 or idx.shape[1] == 0:
+        raise ValueError(
+            "idx must have the shape (B, T) with at least one token, not "
+            f"{tuple(idx.shape)}; <|endoftext|> alone will do as a prompt"
+        )
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be 0 or more, not {max_new_tokens}")
+
+
 @torch.no_grad()
 def generate_text_simple(
     model: GPTModel,
@@ -422,15 +445,7 @@ def generate_text_simple(
 
     Source: Build a Large Language Model (From Scratch), section 4.7.
     """
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be 0 or more, not {max_new_tokens}")
-    if not isinstance(idx, torch.Tensor):
-        raise TypeError(f"idx must be a tensor of ids (B, T), not a {type(idx)}")
-    if idx.dim() != 2 or idx.shape[1] == 0:
-        raise ValueError(
-            "idx must have the shape (B, T) with at least one token, not "
-            f"{tuple(idx.shape)}; <|endoftext|> alone will do as a prompt"
-        )
+    check_prompt(idx, max_new_tokens)
     cache = model.new_cache(context_size) if use_cache else None
     for _ in range(max_new_tokens):
         logits = next_token_logits(model, idx, context_size, cache)  # (B, V)

@@ -10,7 +10,6 @@ Exported from pretraining.ipynb, which explains every line: change it there, the
 import hashlib
 import json
 import math
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,11 +34,13 @@ from shared.ch04 import (
     GPT2_CONFIGS,
     GPTConfig,
     GPTModel,
+    check_prompt,
     generate_text_simple,
     next_token_logits,
 )
 from shared.data import DataUnavailable
 from shared.data import get as data_path
+from shared.files import replacing
 
 __all__ = [
     "text_to_token_ids",
@@ -604,19 +605,6 @@ def next_token_probabilities(
     return probs
 
 
-def _check_prompt(idx: torch.Tensor, max_new_tokens: int) -> None:
-    """Raise an error that says what is wrong with the prompt or the length."""
-    if not isinstance(idx, torch.Tensor):
-        raise TypeError(f"idx must be a tensor of ids (B, T), not {type(idx).__name__}")
-    if idx.dim() != 2 or idx.shape[1] == 0:
-        raise ValueError(
-            "idx must have the shape (B, T) with at least one token, not "
-            f"{tuple(idx.shape)}; <|endoftext|> alone will do as a prompt"
-        )
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be 0 or more, not {max_new_tokens}")
-
-
 def _draw(
     probs: torch.Tensor, temperature: float, generator: torch.Generator | None
 ) -> torch.Tensor:
@@ -649,7 +637,7 @@ def generate(
     Raises: TypeError, ValueError for a prompt or a setting that makes no sense.
     Source: Build a Large Language Model (From Scratch), section 5.3.
     """
-    _check_prompt(idx, max_new_tokens)
+    check_prompt(idx, max_new_tokens)
     _check_sampling(temperature, top_k, top_p, model.cfg["vocab_size"])
     cache = model.new_cache(context_size) if use_cache else None
     done = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
@@ -665,20 +653,6 @@ def generate(
             if eos_id is not None and done.all():
                 break
     return idx
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; if all goes well, what was written replaces `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())  # on the disk before it gets the name
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class TensorFile(Mapping):
@@ -847,7 +821,7 @@ def save_checkpoint(
         tensors |= parts
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     record["sha256"] = _sha256(record, tensors)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, {"checkpoint": json.dumps(record)})
         except SafetensorError as error:
@@ -1039,9 +1013,9 @@ def save_gpt2_folder(
         tensor = _as_gpt2(theirs, [own.get(name, no_bias) for name in ours])
         prefix = "" if theirs == "lm_head.weight" else "transformer."
         tensors[prefix + theirs] = tensor.to("cpu", dtype).contiguous()
-    with _replacing(folder / "model.safetensors") as temporary:
+    with replacing(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, {"format": "pt"})
-    with _replacing(folder / "config.json") as temporary:
+    with replacing(folder / "config.json") as temporary:
         text = json.dumps(_gpt2_settings(gpt, dtype), indent=2) + "\n"
         temporary.write_text(text, encoding="utf-8")
 
