@@ -1,0 +1,178 @@
+"""Checks for the exercises of chapter 6: each says what is wrong, and hints at why."""
+
+import math
+import random
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import roc_auc_score
+
+from shared.checks import require_answer
+
+
+def padding_share(answer: Callable[[list[int], int], float]) -> None:
+    """Exercise 6.1: the share of padding in batches."""
+    found = answer([4, 2, 3, 1], 2)
+    require_answer(found, "padding_share")
+    # batches (4, 2) and (3, 1): 8 + 6 tokens are read, 10 are real
+    assert not math.isclose(found, 10 / 14), (
+        "that is the share of real tokens; the share of padding is 1 minus it"
+    )
+    assert not math.isclose(found, 1 - 10 / 16), (
+        "each batch is padded to its own longest message, not to the longest of all"
+    )
+    assert not math.isclose(found, (2 / 8 + 2 / 6) / 2), (
+        "that is the mean of the batches' shares; count tokens over all batches instead"
+    )
+    assert math.isclose(found, 4 / 14), (
+        "lengths 4, 2, 3, 1 in batches of two: 4 of the 14 tokens are padding, so "
+        f"{4 / 14:.4f}, not {found}"
+    )
+    found = answer([5, 5, 5, 1, 2], 2)
+    assert math.isclose(found, 4 / 22), (
+        "the last batch may be smaller, and is not filled up then: lengths 5, 5, 5, 1, "
+        f"2 in batches of two have 4 padding tokens of 22, not a share of {found}"
+    )
+    assert math.isclose(answer([7], 3), 0, abs_tol=1e-12), "one message needs none"
+    print("Right: equal lengths side by side leave nothing to fill up.")
+
+
+def allowed_false_alarms(answer: Callable[[float, float, float], float]) -> None:
+    """Exercise 6.2: equation 6.4, solved for the false alarms."""
+    found = answer(0.9, 0.9, 0.5)
+    require_answer(found, "allowed_false_alarms")
+    for precision, recall, share in (
+        (0.9, 0.9, 0.5),
+        (0.99, 0.95, 0.13),
+        (0.5, 1, 0.01),
+    ):
+        f = answer(precision, recall, share)
+        assert f > 0, f"a rate of false alarms is positive, not {f}"
+        again = recall * share / (recall * share + f * (1 - share))
+        assert math.isclose(again, precision, rel_tol=1e-9), (
+            f"with recall {recall}, {share:.0%} spam and your {f:.4g} false alarms, "
+            f"equation 6.4 gives a precision of {again:.4f} instead of {precision}"
+        )
+    print("Right: the rarer the spam, the fewer mistakes a filter may make with ham.")
+
+
+def split_by_key(
+    answer: Callable[[list[str], float, int], tuple[list[int], list[int]]],
+) -> None:
+    """Exercise 6.3: whole groups are dealt, not messages."""
+    chance = random.Random(1)
+    keys = [f"key {chance.randrange(40)}" for _ in range(200)]
+    groups = len(set(keys))
+    found = answer(keys, 0.75, 5)
+    require_answer(found, "split_by_key")
+    train, test = (list(part) for part in found)
+    assert sorted(train + test) == list(range(200)), (
+        "every index must be in exactly one of the two lists"
+    )
+    shared = {keys[i] for i in train} & {keys[i] for i in test}
+    assert not shared, f"{min(shared)!r} is in both parts; deal keys, not messages"
+    n_train = len({keys[i] for i in train})
+    assert n_train == int(0.75 * groups), (
+        f"of {groups} keys {int(0.75 * groups)} belong into training, not {n_train}"
+    )
+    again = tuple(list(part) for part in answer(keys, 0.75, 5))
+    assert again == (train, test), "the same seed must give the same parts"
+    others = [{keys[i] for i in answer(keys, 0.75, seed)[0]} for seed in range(6)]
+    assert any(other != others[0] for other in others), (
+        "another seed must give other parts: shuffle the keys before you cut"
+    )
+    print("Right: nothing is thrown away, and nothing leaks.")
+
+
+def balanced_loss(
+    answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    """Exercise 6.4: each class weighs the same."""
+    logits = torch.randn(10, 2, generator=torch.Generator().manual_seed(3))
+    logits.requires_grad_(True)
+    labels = torch.tensor([0, 0, 0, 1, 0, 0, 1, 0, 0, 0])
+    found = answer(logits, labels)
+    require_answer(found, "balanced_loss")
+    assert found.shape == (), f"the loss must be one number, not {tuple(found.shape)}"
+    plain = F.cross_entropy(logits, labels)
+    # PyTorch's weighted mean, with weights that make up for the class sizes
+    oracle = F.cross_entropy(logits, labels, weight=torch.tensor([1 / 8, 1 / 2]))
+    assert not torch.isclose(found, plain), (
+        "that is the plain mean: eight ham messages outweigh two spam messages"
+    )
+    assert not torch.isclose(found, 2 * oracle), (
+        "that is the sum of the two class means; take their mean"
+    )
+    assert torch.isclose(found, oracle, rtol=1e-4), (
+        f"wanted {oracle:.4f}, the mean of the two classes' means, not {found:.4f}"
+    )
+    found.backward()
+    assert logits.grad is not None, "the loss must be differentiable: no .item()"
+    one_class = answer(logits.detach(), torch.zeros(10, dtype=torch.long))
+    assert torch.isfinite(one_class), (
+        "a batch without spam must not give nan: leave the missing class out"
+    )
+    print("Right: all messages are used, and neither class shouts the other down.")
+
+
+def area_under_curve(answer: Callable[[torch.Tensor, torch.Tensor], float]) -> None:
+    """Exercise 6.5: the same number as scikit-learn's `roc_auc_score`."""
+    p_spam = torch.tensor([0.9, 0.8, 0.4, 0.3, 0.1])
+    labels = torch.tensor([1, 0, 1, 0, 0])
+    found = answer(p_spam, labels)
+    require_answer(found, "area_under_curve")
+    assert not math.isclose(found, 1 / 6), "turned round: spam should be rated higher"
+    assert math.isclose(found, 5 / 6, rel_tol=1e-6), (
+        "of the six pairs of a spam and a ham message five are in the right order, so "
+        f"0.8333, not {found}"
+    )
+    same = answer(torch.full((6,), 0.3), torch.tensor([1, 0, 1, 0, 0, 0]))
+    assert math.isclose(same, 0.5), (
+        f"who says the same to every message has only ties, which count half: 0.5, not "
+        f"{same}"
+    )
+    generator = torch.Generator().manual_seed(7)
+    p_spam = torch.randint(20, (300,), generator=generator) / 20
+    labels = torch.randint(2, (300,), generator=generator)
+    oracle = roc_auc_score(labels.numpy(), p_spam.numpy())
+    found = answer(p_spam, labels)
+    assert math.isclose(found, oracle, rel_tol=1e-6), (
+        f"scikit-learn finds {oracle:.6f} for 300 messages with many ties, you {found}"
+    )
+    print("Right: the same as scikit-learn's roc_auc_score.")
+
+
+def tfidf_rows(answer: Callable[[list[list[str]]], list[list[float]]]) -> None:
+    """Exercise 6.6: the same numbers as scikit-learn's `TfidfVectorizer`."""
+    texts = [
+        "call now to win win win",
+        "call me",
+        "i am home now",
+        "",
+        "win a prize now",
+    ]
+    words = [text.split() for text in texts]
+    oracle = TfidfVectorizer(token_pattern=r"\S+").fit(texts)
+    found = answer(words)
+    require_answer(found, "tfidf_rows")
+    wanted = torch.tensor(oracle.transform(texts).toarray(), dtype=torch.float64)
+    rows = [list(map(float, row)) for row in found]
+    n_words = wanted.shape[1]
+    assert len(rows) == len(texts) and all(len(row) == n_words for row in rows), (
+        f"wanted {len(texts)} rows with a column for each of the {n_words} words"
+    )
+    got = torch.tensor(rows, dtype=torch.float64)
+    lengths = got.norm(dim=1)
+    assert lengths[3] == 0, "the row of an empty text has only zeros"
+    assert torch.allclose(lengths[[0, 1, 2, 4]], torch.ones(4, dtype=torch.float64)), (
+        f"the other rows must have the length 1, not {lengths.tolist()}"
+    )
+    worst = (got - wanted).abs().max().item()
+    assert worst < 1e-10, (
+        f"scikit-learn's numbers differ by up to {worst:.4f}; the columns are the "
+        "words in sorted order; n_w counts texts, not occurrences; the logarithm is "
+        "natural; the + 1 stands outside of it"
+    )
+    print("Right: the same as scikit-learn's, to the tenth decimal.")

@@ -1,0 +1,934 @@
+"""Chapter 6: reading messages, batches without padding's influence, and finetuning."""
+
+import copy
+import json
+import math
+import warnings
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ch06_classification import classification, compare
+from shared import data
+from shared.ch02 import get_tokenizer
+from shared.ch04 import GPTModel
+from shared.ch05 import load_base, random_state, save_checkpoint
+from shared.ch06 import (
+    LABELS,
+    GPTClassifier,
+    LengthGroupedSampler,
+    SpamDataset,
+    Verdict,
+    accuracy_interval,
+    calc_accuracy_loader,
+    calc_classification_loss,
+    classify_review,
+    confusion_counts,
+    create_balanced_dataset,
+    create_spam_loader,
+    encode_message,
+    evaluate_classifier,
+    frozen_features,
+    last_real_position,
+    let_rate_fall,
+    load_classifier,
+    load_sms,
+    message_key,
+    random_split,
+    remove_duplicates,
+    set_trainable,
+    spam_probabilities,
+    train_classifier_simple,
+    trim_padding,
+)
+from shared.checks import ch06 as checks
+
+PAD = 60
+TINY = {
+    "vocab_size": 61,
+    "context_length": 40,
+    "emb_dim": 24,
+    "n_heads": 3,
+    "n_layers": 3,
+    "drop_rate": 0.0,
+    "qkv_bias": True,
+    "tie_weights": True,
+}
+
+
+class LetterTokenizer:
+    """One token for each of sixty characters; the padding id 60 is never among them."""
+
+    def encode(self, text):
+        return [ord(character) % 60 for character in text]
+
+
+LETTERS = LetterTokenizer()
+
+
+def tiny_classifier(seed=1, **changes):
+    """A classifier whose every number is random and not small."""
+    torch.manual_seed(seed)
+    net = GPTClassifier(GPTModel({**TINY, **changes}), pad_token_id=PAD)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return net.eval()
+
+
+def table(n_ham=30, n_spam=10):
+    """Messages of which spam is in capitals and long, so that it can be learned."""
+    ham = [f"see you {'at home ' * (i % 3)}{i}" for i in range(n_ham)]
+    spam = [f"WIN A PRIZE {'CALL NOW ' * (i % 2)}{i}" for i in range(n_spam)]
+    return pd.DataFrame(
+        {"Label": ["ham"] * n_ham + ["spam"] * n_spam, "Text": ham + spam}
+    )
+
+
+@pytest.fixture
+def csv_file(tmp_path):
+    """A function that writes a table to a file, and returns its path."""
+
+    def write(df, name="messages.csv"):
+        path = tmp_path / name
+        df.to_csv(path, index=False)
+        return path
+
+    return write
+
+
+# The data
+
+
+def test_default_messages_are_those_of_the_collection():
+    df = load_sms()
+    assert list(df.columns) == ["Label", "Text"]
+    assert df["Label"].value_counts().to_dict() == {"ham": 4220, "spam": 642}
+    assert df["Text"].nunique() == 4534
+    assert df["Text"].map(type).eq(str).all()
+    assert not df["Text"].str.contains("\n").any()  # no message has swallowed another
+
+
+def test_messages_are_read_as_text(tmp_path, monkeypatch):
+    texts = ["NA", "null", "0123", "£ 你好", '"Keep smiling', "1e5", '"Ok"']
+    path = tmp_path / "file"
+    path.write_text("".join(f"ham\t{text}\n" for text in texts), encoding="utf-8")
+    monkeypatch.setattr(classification, "data_path", lambda name: path)
+    assert load_sms("sms-spam-uci")["Text"].tolist() == texts
+    path.write_text('spam\t"two\nlines"\nham\tNA\n', encoding="utf-8")
+    assert load_sms()["Text"].tolist() == ["two\nlines", "NA"]
+
+
+def mirror_has(name):
+    try:
+        data.get(name)
+    except data.DataUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.skipif(
+    not mirror_has("sms-spam-uci"), reason="neither mirror nor network has the file"
+)
+def test_full_collection_has_5574_messages_and_pandas_defaults_lose_two():
+    df = load_sms("sms-spam-uci")
+    assert df["Label"].value_counts().to_dict() == {"ham": 4827, "spam": 747}
+    careless = pd.read_csv(data.get("sms-spam-uci"), sep="\t", header=None)
+    assert len(df) == 5574 and len(careless) == 5572
+    assert careless[1].str.contains("\nham\t").sum() == 1
+    # the numbers of the book
+    balanced = create_balanced_dataset(df)
+    assert balanced["Label"].value_counts().to_dict() == {"ham": 747, "spam": 747}
+    assert [len(p) for p in random_split(balanced, 0.7, 0.1)] == [1045, 149, 300]
+
+
+def test_unknown_collection_is_named():
+    with pytest.raises(ValueError, match="sms-spam or sms-spam-uci, not 'spam'"):
+        load_sms("spam")
+
+
+def test_what_read_csv_would_change_stays_text(csv_file):
+    texts = ["NA", "null", "", "0123", "nan", 'a "b", c', "two\nlines", "£ é 你好"]
+    df = pd.DataFrame({"Label": ["ham", "spam"] * 4, "Text": texts})
+    dataset = SpamDataset(csv_file(df), LETTERS, pad_token_id=PAD)
+    assert dataset.data["Text"].tolist() == texts
+    assert [dataset[i][1].item() for i in range(8)] == [0, 1] * 4
+    numbers = pd.DataFrame({"Label": [0, 1], "Text": ["0123", "7e5"]})
+    dataset = SpamDataset(csv_file(numbers), LETTERS, pad_token_id=PAD)
+    assert dataset.data["Text"].tolist() == ["0123", "7e5"]
+
+
+def test_message_key_sees_words_only():
+    assert message_key("Call 0906 NOW!") == message_key("call 0871... now")
+    assert message_key("Call me") != message_key("Callme")
+    assert message_key("İstanbul Привет 1") == message_key("İstanbul Привет 2")
+    assert message_key(":)") == ":)" != message_key(":(")
+
+
+def test_duplicates_go_and_the_first_stays():
+    df = pd.DataFrame(
+        {
+            "Label": ["spam", "ham", "spam", "ham", "ham"],
+            "Text": ["WIN 100!", "ok", "win 200", ":)", "Ok."],
+        }
+    )
+    assert remove_duplicates(df).index.tolist() == [0, 1, 3]
+    clean = remove_duplicates(load_sms())
+    assert len(clean) == 4471 and not clean["Text"].map(message_key).duplicated().any()
+    df["Label"] = ["spam", "ham", "ham", "ham", "ham"]
+    with pytest.raises(ValueError, match="'WIN 100!' has both labels"):
+        remove_duplicates(df)
+
+
+@pytest.mark.parametrize(("n_ham", "n_spam"), [(30, 10), (10, 30), (5, 5)])
+def test_balanced_has_as_many_of_each(n_ham, n_spam):
+    df = table(n_ham, n_spam)
+    balanced = create_balanced_dataset(df)
+    n = min(n_ham, n_spam)
+    assert balanced["Label"].tolist() == ["ham"] * n + ["spam"] * n
+    assert balanced.index.is_unique and df.loc[balanced.index].equals(balanced)
+    assert balanced.equals(create_balanced_dataset(df))
+    if n_ham != n_spam:
+        assert not balanced.equals(create_balanced_dataset(df, seed=1))
+
+
+def test_labels_may_be_numbers():
+    df = table()
+    numbered = df.assign(Label=df["Label"].map({"ham": 0, "spam": 1}))
+    assert create_balanced_dataset(numbered)["Label"].tolist() == [0] * 10 + [1] * 10
+
+
+@pytest.mark.parametrize(
+    ("df", "message"),
+    [
+        (
+            pd.DataFrame({"v1": ["ham"], "v2": ["ok"]}),
+            "no column Label and no column Text, only v1, v2; name them",
+        ),
+        (pd.DataFrame({"Label": ["ham"]}), "no column Text, only Label"),
+        (
+            pd.DataFrame({"Label": ["ham", "junk"], "Text": ["a", "b"]}),
+            "row 1 .*'junk'",
+        ),
+        (pd.DataFrame({"Label": ["ham", ""], "Text": ["a", "b"]}), "row 1 .*''"),
+        (pd.DataFrame({"Label": ["ham"] * 3, "Text": ["a"] * 3}), "all 3 .* are ham"),
+        (pd.DataFrame({"Label": [1, 1], "Text": ["a", "b"]}), "all 2 .* are spam"),
+        (pd.DataFrame({"Label": [], "Text": []}), "holds no messages"),
+    ],
+)
+def test_tables_that_cannot_be_used_say_why(df, message, csv_file):
+    with pytest.raises(ValueError, match=message):
+        create_balanced_dataset(df)
+    with pytest.raises(ValueError, match=message) as caught:
+        SpamDataset(csv_file(df), LETTERS, pad_token_id=PAD)
+    assert "messages.csv" in str(caught.value)
+
+
+def test_texts_that_are_no_strings_are_refused():
+    df = pd.DataFrame({"Label": ["ham", "spam"], "Text": ["a", float("nan")]})
+    with pytest.raises(ValueError, match="text of row 1 is nan.*keep_default_na"):
+        create_balanced_dataset(df)
+
+
+def test_files_that_are_no_tables_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.csv"):
+        SpamDataset(tmp_path / "nowhere.csv", LETTERS)
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match="empty.csv is no CSV table"):
+        SpamDataset(tmp_path / "empty.csv", LETTERS)
+    (tmp_path / "ragged.csv").write_text("Label,Text\nham,a\nspam,b,c,d\n")
+    with pytest.raises(ValueError, match="ragged.csv is no CSV table.*line 3"):
+        SpamDataset(tmp_path / "ragged.csv", LETTERS)
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(10, 200),
+    shares=st.tuples(st.floats(0.15, 0.7), st.floats(0.15, 0.25)),
+    seed=st.integers(0, 9),
+)
+def test_split_deals_every_row_once(n, shares, seed):
+    df = pd.DataFrame({"row": range(n)})
+    parts = random_split(df, *shares, seed)
+    assert sorted(pd.concat(parts)["row"]) == list(range(n))
+    assert [len(p) for p in parts[:2]] == [int(n * share) for share in shares]
+    for part in parts:
+        assert part.index.tolist() == list(range(len(part)))
+    again = random_split(df, *shares, seed)
+    assert all(one.equals(other) for one, other in zip(parts, again, strict=True))
+
+
+def test_split_is_at_random():
+    df = pd.DataFrame({"row": range(100)})
+    orders = [random_split(df, 0.7, 0.1, seed)[0]["row"].tolist() for seed in (1, 2)]
+    assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
+
+
+@pytest.mark.parametrize(
+    "shares", [(0.7, 0.3), (0.8, 0.3), (70, 10), (0.9, -0.1), (0, 0.5), (0.5, 0)]
+)
+def test_shares_that_leave_nothing_are_refused(shares):
+    with pytest.raises(ValueError, match="sum below 1.*try 0.7 and 0.1"):
+        random_split(table(), *shares)
+
+
+def test_tables_too_small_to_split_are_refused():
+    with pytest.raises(ValueError, match="leave a part empty: 2, 0, 1"):
+        random_split(pd.DataFrame({"row": range(3)}), 0.7, 0.1)
+
+
+# Ids and batches
+
+
+def test_messages_are_ordinary_text():
+    tokenizer = get_tokenizer()
+    assert encode_message("Hi", tokenizer) == tokenizer.encode("Hi")
+    ids = encode_message("<|endoftext|>free", tokenizer)
+    assert 50256 not in ids and tokenizer.decode(ids) == "<|endoftext|>free"
+    assert encode_message("", tokenizer) == [50256]
+    assert encode_message("one two three", tokenizer, max_length=2) == tokenizer.encode(
+        "one two"
+    )
+    for nothing in (None, float("nan"), 7, ["Hi"]):
+        with pytest.raises(TypeError, match="a message must be a string"):
+            encode_message(nothing, tokenizer)
+    with pytest.raises(ValueError, match="max_length must be 1 or more, not 0"):
+        encode_message("Hi", tokenizer, max_length=0)
+
+
+def test_dataset_pads_on_the_right_and_cuts(csv_file):
+    path = csv_file(
+        pd.DataFrame({"Label": ["ham", "spam", 1], "Text": ["abc", "", "abcde"]})
+    )
+    dataset = SpamDataset(path, LETTERS, pad_token_id=PAD)
+    a, b, c, d, e = LETTERS.encode("abcde")
+    rows = [[a, b, c, PAD, PAD], [PAD] * 5, [a, b, c, d, e]]
+    assert [dataset[i][0].tolist() for i in range(3)] == rows
+    assert dataset.lengths == [3, 1, 5] and dataset.max_length == 5
+    assert [dataset[i][1].item() for i in range(len(dataset))] == [0, 1, 1]
+    assert dataset[0][0].dtype == dataset[0][1].dtype == torch.int64
+
+    dataset = SpamDataset(path, LETTERS, max_length=2, pad_token_id=PAD)
+    assert dataset[2][0].tolist() == [a, b] and dataset.lengths == [2, 1, 2]
+    dataset = SpamDataset(path, LETTERS, max_length=7, pad_token_id=PAD)
+    assert dataset[0][0].tolist() == [a, b, c] + [PAD] * 4
+
+
+def test_dataset_serves_a_plain_loader(csv_file):
+    """As readers of the book use it."""
+    loader = DataLoader(SpamDataset(csv_file(table()), get_tokenizer()), batch_size=8)
+    ids, labels = next(iter(loader))
+    assert ids.shape == (8, loader.dataset.max_length) and labels.shape == (8,)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=80),
+    batch_size=st.integers(1, 9),
+    shuffle=st.booleans(),
+    pool=st.integers(1, 5),
+)
+def test_sampler_gives_every_message_once(lengths, batch_size, shuffle, pool):
+    generator = torch.Generator().manual_seed(1)
+    sampler = LengthGroupedSampler(lengths, batch_size, shuffle, generator, pool)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert sorted(sum(batches, [])) == list(range(len(lengths)))
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+
+
+def test_sampler_groups_by_length_and_draws_anew():
+    lengths = torch.randint(1, 60, (400,), generator=torch.Generator().manual_seed(2))
+    lengths = lengths.tolist()
+
+    def read(sampler):
+        return sum(max(lengths[i] for i in batch) * len(batch) for batch in sampler)
+
+    generator = torch.Generator().manual_seed(3)
+    shuffled = LengthGroupedSampler(lengths, 8, generator=generator)
+    in_order = LengthGroupedSampler(lengths, 8, shuffle=False)
+    assert sum(lengths) <= read(in_order) < read(shuffled) < 1.3 * sum(lengths)
+    generator.manual_seed(3)
+    first, second = list(shuffled), list(shuffled)
+    assert first != second
+    assert {frozenset(b) for b in first} != {frozenset(b) for b in second}
+    generator.manual_seed(3)
+    assert list(shuffled) == first
+    assert list(in_order) == list(in_order)
+    # the first few batches are a fair sample of short and long ones
+    means = [sum(lengths[i] for i in batch) / len(batch) for batch in in_order]
+    assert means != sorted(means) and abs(sum(means[:10]) / 10 - 30) < 12
+    for wrong in ({"batch_size": 0}, {"batch_size": 4, "pool": 0}):
+        with pytest.raises(ValueError, match="must be 1 or more, not 0"):
+            LengthGroupedSampler(lengths, **wrong)
+
+
+def test_trim_padding_keeps_every_token():
+    ids = torch.tensor([[1, PAD, 2, PAD, PAD], [3, PAD, PAD, PAD, PAD]])
+    assert trim_padding(ids, PAD).tolist() == [[1, PAD, 2], [3, PAD, PAD]]
+    assert trim_padding(torch.full((2, 4), PAD), PAD).tolist() == [[PAD], [PAD]]
+    full = torch.ones(2, 3, dtype=torch.long)
+    assert torch.equal(trim_padding(full, PAD), full)
+
+
+def test_loader_holds_every_message_with_its_class(csv_file):
+    dataset = SpamDataset(csv_file(table()), LETTERS, pad_token_id=PAD)
+    generator = torch.Generator().manual_seed(1)
+    for shuffle in (True, False):
+        loader = create_spam_loader(dataset, 7, shuffle, generator)
+        found = [
+            (row[row != PAD].tolist(), label.item())
+            for ids, labels in loader
+            for row, label in zip(ids, labels, strict=True)
+        ]
+        wanted = [
+            (LETTERS.encode(text), LABELS.index(label))
+            for label, text in zip(
+                dataset.data["Label"], dataset.data["Text"], strict=True
+            )
+        ]
+        assert sorted(found) == sorted(wanted)
+        for ids, _ in loader:
+            assert (ids[:, -1] != PAD).any()  # cut to the longest of the batch
+
+
+# The classifier
+
+
+def test_last_real_position():
+    ids = torch.tensor([[1, 2, 3], [1, 2, PAD], [1, PAD, PAD], [PAD] * 3])
+    assert last_real_position(ids, PAD).tolist() == [2, 1, 0, 0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    n_padding=st.integers(0, 20),
+    seed=st.integers(0, 99),
+)
+def test_any_amount_of_padding_gives_the_same_logits(lengths, n_padding, seed):
+    net = tiny_classifier()
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(60, (n,), generator=generator) for n in lengths]
+    batch = torch.full((len(rows), max(lengths) + n_padding), PAD)
+    for line, row in zip(batch, rows, strict=True):
+        line[: len(row)] = row
+    with torch.no_grad():
+        alone = torch.cat([net(row[None]) for row in rows])
+        assert torch.allclose(net(batch), alone, atol=1e-5)
+
+
+def test_padding_changes_nothing_in_the_base_model(csv_file):
+    torch.manual_seed(1)
+    net = GPTClassifier(load_base()).eval()
+    rows = [
+        torch.tensor(encode_message(text, get_tokenizer()))
+        for text in load_sms()["Text"][:6]
+    ]
+    with torch.no_grad():
+        alone = torch.cat([net(row[None]) for row in rows])
+        for n in (0, 1, 50, 200):
+            batch = nn.utils.rnn.pad_sequence(rows, True, 50256)
+            batch = F.pad(batch, (0, n), value=50256)
+            assert torch.allclose(net(batch), alone, atol=1e-4)
+
+
+def test_logits_depend_on_every_real_token_and_on_no_gradient_of_padding():
+    net = tiny_classifier()
+    ids = torch.tensor([[5, 6, 7, PAD, PAD]])
+    vectors = []
+
+    def keep(module, inputs, output):
+        if output.requires_grad:
+            output.retain_grad()
+        vectors.append(output)
+
+    net.gpt.drop_emb.register_forward_hook(keep)
+    net.gpt.drop_emb.p = 0.5  # in eval mode: the identity, but a new tensor
+    with torch.no_grad():
+        changed = [net(ids.index_fill(1, torch.tensor([t]), 9)) for t in range(3)]
+        assert all(not torch.allclose(x, net(ids), atol=1e-4) for x in changed)
+    vectors.clear()
+    net(ids).sum().backward()
+    gradient = vectors[0].grad[0].abs().sum(dim=-1)
+    assert (gradient[:3] > 0).all() and (gradient[3:] == 0).all()
+
+
+def test_head_is_new_small_and_the_rest_untouched():
+    torch.manual_seed(1)
+    gpt = GPTModel(TINY)
+    before = copy.deepcopy(gpt.state_dict())
+    net = GPTClassifier(gpt, num_classes=3, pad_token_id=PAD).eval()
+    after = net.gpt.state_dict()
+    assert after["out_head.weight"].shape == (3, 24)
+    assert after["out_head.weight"].abs().max() < 0.1
+    for name in before:
+        if not name.startswith("out_head"):
+            assert torch.equal(before[name], after[name])
+    assert net(torch.tensor([[1, 2]])).shape == (1, 3)
+    with pytest.raises(ValueError, match="num_classes must be 2 or more, not 1"):
+        GPTClassifier(GPTModel(TINY), num_classes=1)
+
+
+def test_untrained_classifier_scores_ln_2():
+    torch.manual_seed(1)
+    net = GPTClassifier(GPTModel(TINY), pad_token_id=PAD)
+    ids = torch.randint(60, (40, 9))
+    labels = torch.arange(40) % 2
+    loss = calc_classification_loss(ids, labels, net, "cpu").item()
+    assert loss == pytest.approx(math.log(2), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("part", "learns"),
+    [
+        ("head", ["gpt.out_head"]),
+        ("last block", ["gpt.trf_blocks.2", "gpt.final_norm", "gpt.out_head"]),
+        ("all", ["gpt"]),
+    ],
+)
+def test_only_the_part_named_learns(part, learns, csv_file):
+    net = tiny_classifier().train()
+    for other in ("all", "head", part):  # whatever was trainable before
+        count = set_trainable(net, other)
+    before = copy.deepcopy(net.state_dict())
+    names = [name for name, _ in net.named_parameters()]
+    inside = [name for name in names if name.startswith(tuple(learns))]
+    assert count == sum(before[name].numel() for name in inside)
+    dataset = SpamDataset(csv_file(table(12, 12)), LETTERS, 30, PAD)
+    loader = create_spam_loader(dataset, 24)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1)
+    train_classifier_simple(net, loader, loader, optimizer, "cpu", 1, 1, 1)
+    after = net.state_dict()
+    for name in names:
+        if not name.endswith("W_key.bias"):  # changes nothing, so has no gradient
+            assert torch.equal(before[name], after[name]) == (name not in inside)
+
+
+def test_unknown_part_is_named():
+    with pytest.raises(ValueError, match="head, last block, all, not 'first block'"):
+        set_trainable(tiny_classifier(), "first block")
+
+
+# Loss, accuracy, training
+
+
+class Fixed(nn.Module):
+    """A model that says the numbers it is given."""
+
+    def forward(self, x):
+        return x
+
+
+def fixed_loader(batch_size=4, n=10):
+    logits = torch.randn(n, 2, generator=torch.Generator().manual_seed(4))
+    labels = torch.randint(2, (n,), generator=torch.Generator().manual_seed(5))
+    return DataLoader(TensorDataset(logits, labels), batch_size), logits, labels
+
+
+def test_loss_and_accuracy_are_means_over_messages_not_batches():
+    loader, logits, labels = fixed_loader()  # batches of 4, 4 and 2
+    loss, accuracy = evaluate_classifier(loader, Fixed(), "cpu")
+    by_hand = [-z.softmax(-1)[y].log().item() for z, y in zip(logits, labels)]  # noqa: B905
+    assert loss == pytest.approx(sum(by_hand) / 10)
+    assert accuracy == (logits.argmax(-1) == labels).double().mean().item()
+    assert calc_accuracy_loader(loader, Fixed(), "cpu") == accuracy
+    first, _ = evaluate_classifier(loader, Fixed(), "cpu", num_batches=1)
+    assert first == pytest.approx(sum(by_hand[:4]) / 4)
+    assert calc_classification_loss(
+        logits, labels, Fixed(), "cpu"
+    ).item() == pytest.approx(loss)
+
+
+def test_loaders_and_counts_that_make_no_sense_are_refused():
+    loader, _, _ = fixed_loader()
+    empty = DataLoader(TensorDataset(torch.zeros(0, 2), torch.zeros(0).long()), 4)
+    with pytest.raises(ValueError, match="no batches"):
+        calc_accuracy_loader(empty, Fixed(), "cpu")
+    with pytest.raises(ValueError, match="num_batches must be 1 or more, not 0"):
+        calc_accuracy_loader(loader, Fixed(), "cpu", 0)
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for epochs, freq, name in ((0, 1, "num_epochs"), (1, 0, "eval_freq")):
+        with pytest.raises(ValueError, match=f"{name} must be 1 or more, not 0"):
+            train_classifier_simple(
+                net, loader, loader, optimizer, "cpu", epochs, freq, 1
+            )
+
+
+def spam_run(csv_file, num_epochs=12, eval_freq=3, eval_iter=None, seed=3):
+    torch.manual_seed(seed)
+    net = GPTClassifier(GPTModel(TINY), pad_token_id=PAD)
+    dataset = SpamDataset(csv_file(table(12, 12)), LETTERS, 40, PAD)
+    generator = torch.Generator().manual_seed(seed)
+    train_loader = create_spam_loader(dataset, 8, True, generator)
+    val_loader = create_spam_loader(dataset, 8)
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
+    found = train_classifier_simple(
+        *(net, train_loader, val_loader, optimizer, "cpu"),
+        num_epochs,
+        eval_freq,
+        eval_iter,
+    )
+    return net, found, train_loader
+
+
+def test_training_learns_and_reports(csv_file, capsys):
+    net, found, _ = spam_run(csv_file)
+    train_losses, val_losses, train_accs, val_accs, examples_seen = found
+    assert examples_seen == 12 * 24
+    assert len(train_losses) == len(val_losses) == 12  # 36 steps, a look every third
+    assert len(train_accs) == len(val_accs) == 12
+    assert train_losses[0] == pytest.approx(math.log(2), abs=0.1)
+    assert train_losses[-1] < 0.1 and val_accs[-1] == 1.0
+    assert net.training
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("step") for line in lines) == 12
+    assert sum(line.startswith("epoch") for line in lines) == 12
+
+
+def test_looking_changes_nothing(csv_file):
+    often, *_ = spam_run(csv_file, num_epochs=2, eval_freq=1)
+    rarely, *_ = spam_run(csv_file, num_epochs=2, eval_freq=100, eval_iter=1)
+    for one, other in zip(often.parameters(), rarely.parameters(), strict=True):
+        assert torch.equal(one, other)
+    net, _, loader = spam_run(csv_file, num_epochs=1)
+    before = random_state(loader)
+    evaluate_classifier(loader, net.train(), "cpu")
+    assert net.training
+    after = random_state(loader)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_training_is_plain_gradient_descent():
+    loader, _, _ = fixed_loader()
+    nets = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers = [torch.optim.SGD(net.parameters(), 0.5) for net in nets]
+    train_classifier_simple(nets[0], loader, loader, optimizers[0], "cpu", 3, 2, 1)
+    for _ in range(3):
+        for inputs, labels in loader:
+            optimizers[1].zero_grad()
+            F.cross_entropy(nets[1](inputs), labels).backward()
+            optimizers[1].step()
+    assert torch.equal(nets[0].weight, nets[1].weight)
+
+
+def test_ctrl_c_keeps_what_there_is(csv_file, capsys):
+    torch.manual_seed(3)
+    net = GPTClassifier(GPTModel(TINY), pad_token_id=PAD)
+    dataset = SpamDataset(csv_file(table(12, 12)), LETTERS, 40, PAD)
+    loader = create_spam_loader(dataset, 8)
+    passes = []
+
+    def press(module, inputs):
+        passes.append(module.training)
+        if sum(passes) == 5:
+            raise KeyboardInterrupt
+
+    net.register_forward_pre_hook(press)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
+    found = train_classifier_simple(net, loader, loader, optimizer, "cpu", 9, 1, 1)
+    assert found[4] == 4 * 8 and len(found[0]) == 5 and len(found[2]) == 1
+    assert "Interrupted after step 4." in capsys.readouterr().out
+
+
+def test_head_reads_the_same_from_frozen_features(csv_file):
+    net = tiny_classifier().train()
+    dataset = SpamDataset(csv_file(table(12, 12)), LETTERS, 30, PAD)
+    generator = torch.Generator().manual_seed(6)
+    loader = create_spam_loader(dataset, 5, True, generator)
+    before = random_state(loader)
+    found = frozen_features(net, loader, "cpu")
+    after = random_state(loader)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert net.training and len(found) == 24
+    features, labels = found.tensors
+    assert not features.requires_grad
+    batches = list(loader)  # the same order, since reading left no trace
+    assert torch.equal(labels, torch.cat([y for _, y in batches]))
+    with torch.no_grad():
+        logits = torch.cat([net(ids) for ids, _ in batches])
+    assert torch.equal(net.gpt.out_head(features), logits)
+
+
+def test_rate_falls_in_a_straight_line():
+    parameter = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([parameter], lr=0.4)
+    let_rate_fall(optimizer, 4)
+    rates = []
+    for _ in range(6):
+        before = parameter.item()
+        parameter.grad = torch.ones(())
+        optimizer.step()
+        rates.append(before - parameter.item())
+    assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0, 0.0], abs=1e-6)
+    with pytest.raises(ValueError, match="num_steps must be 1 or more, not 0"):
+        let_rate_fall(optimizer, 0)
+
+
+# Measuring
+
+
+@given(labels=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1))
+def test_confusion_counts_equal_scikit_learns(labels):
+    truth, guess = (torch.tensor(part) for part in zip(*labels, strict=True))
+    oracle = confusion_matrix(truth, guess, labels=[0, 1, 2])
+    assert confusion_counts(truth, guess, 3).tolist() == oracle.tolist()
+
+
+def test_confusion_counts_refuse_other_shapes():
+    with pytest.raises(ValueError, match=r"\(3,\) labels and \(2,\) guesses"):
+        confusion_counts(torch.zeros(3).long(), torch.zeros(2).long())
+
+
+def test_interval_is_wilsons():
+    # Newcombe (1998), Two-Sided Confidence Intervals for the Single Proportion, table I
+    for right, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        found = accuracy_interval(right, count)
+        assert found == pytest.approx((low, high), abs=6e-5)
+        mirrored = accuracy_interval(count - right, count)
+        assert mirrored == pytest.approx((1 - found[1], 1 - found[0]))
+    for right, count in ((0, 0), (-1, 5), (6, 5)):
+        with pytest.raises(ValueError, match="make no accuracy"):
+            accuracy_interval(right, count)
+
+
+# Using it
+
+
+def test_probabilities_come_in_the_order_of_the_texts():
+    net = tiny_classifier()
+    texts = ["another of the long ones", "abc", "b", "", "a longer message", "abc"]
+    found = spam_probabilities(texts, net, LETTERS, "cpu", None, PAD, batch_size=2)
+    alone = []
+    for text in texts:
+        ids = torch.tensor([encode_message(text, LETTERS, pad_token_id=PAD)])
+        with torch.no_grad():
+            alone.append(net(ids).softmax(-1)[0, 1].item())
+    assert found.tolist() == pytest.approx(alone, abs=1e-5)
+    assert found[1] == pytest.approx(found[5].item(), abs=1e-6)
+    assert spam_probabilities([], net, LETTERS, "cpu").shape == (0,)
+    with pytest.raises(TypeError, match="must be a list of strings"):
+        spam_probabilities("abc", net, LETTERS, "cpu")
+
+
+def test_long_texts_are_cut_and_a_warning_says_so():
+    net = tiny_classifier()
+    long, cut = "abcdefghij" * 9, "abcdefghij" * 4
+    with pytest.warns(UserWarning, match="1 of 2 messages .* 40 tokens .up to 90."):
+        found = spam_probabilities([long, "b"], net, LETTERS, "cpu", None, PAD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wanted = spam_probabilities([cut, "b"], net, LETTERS, "cpu", None, PAD)
+        assert torch.equal(found, wanted)
+    with pytest.warns(UserWarning, match="the first 40 was not read"):
+        limited = spam_probabilities([long], net, LETTERS, "cpu", 1000, PAD)
+    assert limited.item() == pytest.approx(wanted[0].item(), abs=1e-5)
+    with pytest.warns(UserWarning, match="the first 3 was not read"):
+        three = classify_review("abcdef", net, LETTERS, "cpu", 3, PAD)
+    assert three.probability == pytest.approx(
+        classify_review("abc", net, LETTERS, "cpu", None, PAD).probability
+    )
+
+
+def test_verdict_is_the_books_string_with_a_probability():
+    net = tiny_classifier()
+    for text in ("abc", "", "😀", "你好", "x" * 40):
+        verdict = classify_review(text, net, LETTERS, "cpu", pad_token_id=PAD)
+        assert isinstance(verdict, Verdict) and verdict in ("spam", "not spam")
+        assert (verdict == "spam") == (verdict.probability > 0.5)
+        strict = classify_review(
+            text, net, LETTERS, "cpu", pad_token_id=PAD, threshold=1.0
+        )
+        assert strict == "not spam"
+        border = classify_review(
+            text, net, LETTERS, "cpu", None, PAD, threshold=verdict.probability
+        )
+        assert border == "not spam"  # only above the threshold
+        lax = classify_review(text, net, LETTERS, "cpu", None, PAD, threshold=0.0)
+        assert lax == "spam"
+
+
+def test_calls_that_make_no_sense_are_refused():
+    net = tiny_classifier()
+    for nothing in (None, 7, b"Hi", float("nan")):
+        with pytest.raises(TypeError, match="a message must be a string"):
+            classify_review(nothing, net, LETTERS, "cpu")
+    with pytest.raises(ValueError, match="max_length must be 1 or more, not 0"):
+        classify_review("Hi", net, LETTERS, "cpu", max_length=0)
+    for threshold in (-0.1, 50):
+        with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\]"):
+            classify_review("Hi", net, LETTERS, "cpu", threshold=threshold)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_saved_classifier_is_built_again_from_its_file(tmp_path, tied):
+    net = tiny_classifier(tie_weights=tied)
+    save_checkpoint(tmp_path / "spam.safetensors", net)
+    again = load_classifier(tmp_path / "spam.safetensors")
+    assert again.cfg == net.cfg and not again.training
+    ids = torch.tensor([[1, 2, 3, PAD], [4, PAD, PAD, PAD]])
+    with torch.no_grad():
+        assert torch.equal(again(ids), net(ids))
+    assert again.pad_token_id == PAD
+
+
+def test_files_that_hold_no_classifier_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load_classifier(tmp_path / "nowhere.safetensors")
+    save_checkpoint(tmp_path / "gpt.safetensors", GPTModel(TINY))
+    with pytest.raises(ValueError, match="gpt.safetensors holds no classifier"):
+        load_classifier(tmp_path / "gpt.safetensors")
+    save_checkpoint(tmp_path / "spam.safetensors", tiny_classifier())
+    contents = bytearray((tmp_path / "spam.safetensors").read_bytes())
+    (tmp_path / "short.safetensors").write_bytes(contents[:-100])
+    contents[-100] ^= 1
+    (tmp_path / "flipped.safetensors").write_bytes(contents)
+    for name in ("short", "flipped"):
+        with pytest.raises(ValueError, match=f"{name}.safetensors"):
+            load_classifier(tmp_path / f"{name}.safetensors")
+
+
+# The comparison
+
+
+@pytest.fixture
+def comparison(tmp_path, monkeypatch):
+    """A function that runs `compare` for a tiny base and returns the record."""
+
+    def tiny_base(device="cpu"):
+        torch.manual_seed(0)
+        small = {**TINY, "vocab_size": 50257, "emb_dim": 12, "context_length": 300}
+        return GPTModel(small)
+
+    monkeypatch.setattr(compare, "load_base", tiny_base)
+    monkeypatch.setattr(compare, "load_sms", lambda name: load_sms(name)[:400])
+    for method, (part, _, rate) in compare.METHODS.items():
+        monkeypatch.setitem(compare.METHODS, method, (part, 1, rate))
+    out = tmp_path / "record.json"
+
+    def run(n_seeds, *methods):
+        command = ["compare", "--out", str(out), "--seeds", str(n_seeds)]
+        monkeypatch.setattr("sys.argv", [*command, "--methods", *methods])
+        compare.main()
+        return json.loads(out.read_text())
+
+    return run
+
+
+def test_comparison_is_written_and_goes_on(comparison):
+    first = comparison(1, "head")
+    assert [run["seed"] for run in first["runs"]] == [0]
+    assert 0 <= first["runs"][0]["test"] <= 1
+    second = comparison(2, "head")
+    assert second["runs"][0] == first["runs"][0]  # not run again
+    assert [run["seed"] for run in second["runs"]] == [0, 1]
+
+
+def test_comparison_has_every_method(comparison):
+    runs = {run["method"]: run for run in comparison(1, *compare.METHODS)["runs"]}
+    assert list(runs) == list(compare.METHODS)
+    n_head, n_all = runs["head"]["numbers"], runs["all"]["numbers"]
+    assert n_head == 2 * 12 + 2 < runs["last block"]["numbers"] < n_all
+    assert n_head < runs["LoRA"]["numbers"] < n_all
+    assert runs["all, not pretrained"]["numbers"] == n_all
+
+
+def test_comparison_starts_anew_with_other_settings_or_another_base(
+    comparison, monkeypatch, tmp_path
+):
+    comparison(1, "head", "last block")
+    record = tmp_path / "record.json"
+
+    def mark():
+        """Change what the runs found, to see which of them are made again."""
+        old = json.loads(record.read_text())
+        old["runs"] = [{**run, "test": 2.0} for run in old["runs"]]
+        record.write_text(json.dumps(old))
+
+    def kept(found):
+        return [run["method"] for run in found["runs"] if run["test"] == 2.0]
+
+    mark()
+    monkeypatch.setitem(compare.METHODS, "last block", ("last block", 1, 1e-4))
+    assert kept(comparison(1, "head", "last block")) == ["head"]
+    mark()
+    weights = tmp_path / "other.safetensors"
+    weights.write_bytes(b"other weights")
+    monkeypatch.setattr(compare, "data_path", lambda name: weights)
+    assert kept(comparison(1, "head", "last block")) == []
+
+
+# The exercises
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "padding_share",
+        "allowed_false_alarms",
+        "split_by_key",
+        "balanced_loss",
+        "area_under_curve",
+        "tfidf_rows",
+    ],
+)
+@pytest.mark.parametrize("nothing", [None, ...])
+def test_an_unanswered_exercise_is_named(name, nothing):
+    with pytest.raises(AssertionError, match=f"{name} returned .*unanswered"):
+        getattr(checks, name)(lambda *arguments: nothing)
+
+
+def padding_of_all(lengths, batch_size):
+    return 1 - sum(lengths) / (max(lengths) * len(lengths))
+
+
+def plain_loss(logits, labels):
+    return F.cross_entropy(logits, labels)
+
+
+def loss_without_missing_class(logits, labels):
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return torch.stack([losses[labels == c].mean() for c in (0, 1)]).mean()
+
+
+def area_without_ties(p_spam, labels):
+    spam, ham = p_spam[labels == 1][:, None], p_spam[labels == 0][None]
+    return (spam > ham).double().mean().item()
+
+
+def split_messages(keys, train_frac, seed=123):
+    n = int(train_frac * len(keys))
+    return list(range(n)), list(range(n, len(keys)))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "hint"),
+    [
+        ("padding_share", padding_of_all, "its own longest"),
+        ("padding_share", lambda lengths, size: 10 / 14, "share of real tokens"),
+        ("allowed_false_alarms", lambda p, r, s: (1 - p) * r, "equation 6.4 gives"),
+        ("split_by_key", split_messages, "deal keys, not messages"),
+        ("balanced_loss", plain_loss, "plain mean"),
+        ("balanced_loss", loss_without_missing_class, "must not give nan"),
+        ("area_under_curve", area_without_ties, "ties, which count half"),
+        ("tfidf_rows", lambda texts: [[1.0] * 11] * 5, "5 rows with a column for each"),
+        ("tfidf_rows", lambda texts: [[1.0] * 10] * 5, "only zeros"),
+    ],
+)
+def test_wrong_answers_get_a_hint(name, wrong, hint):
+    with pytest.raises(AssertionError, match=hint):
+        getattr(checks, name)(wrong)
