@@ -61,6 +61,13 @@ class Bundle:
             self.sources[local_name] = f"{local_name} = {name}"
 
 
+def chapters() -> list[str]:
+    """What can be bundled: "ch02" and so on, then "appendix_e"."""
+    folder = ROOT / "shared"
+    found = [*folder.glob("ch[0-9][0-9].py"), *folder.glob("appendix_[a-z].py")]
+    return sorted((p.stem for p in found), key=lambda name: (name[0] == "a", name))
+
+
 def module_files(name: str) -> list[Path]:
     """The files behind `shared.<name>`: a chapter's exports, or the file itself.
 
@@ -69,8 +76,7 @@ def module_files(name: str) -> list[Path]:
     """
     path = ROOT / "shared" / f"{name}.py"
     if not path.is_file():
-        chapters = sorted(p.stem for p in (ROOT / "shared").glob("ch[0-9][0-9].py"))
-        raise ValueError(f"no chapter is called {name!r}; there are {chapters}")
+        raise ValueError(f"no chapter is called {name!r}; there are {chapters()}")
     chapter_modules = [
         ROOT / (node.module.replace(".", "/") + ".py")
         for node in ast.parse(path.read_text(encoding="utf-8")).body
@@ -117,10 +123,13 @@ def bundle(chapter: str) -> str:
             collected.add(path, name)
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8").strip()
     notice = "\n".join(f"# {line}".rstrip() for line in licence.split("\n"))
+    if chapter.startswith("ch"):
+        title = f"chapter {int(chapter.removeprefix('ch'))}"
+    else:
+        title = f"appendix {chapter.removeprefix('appendix_').upper()}"
     docstring = (
-        f'"""All that chapter {int(chapter.removeprefix("ch"))} exports, with what it '
-        "needs of earlier chapters.\n\nWritten by `python -m shared.bundle "
-        f'{chapter}`.\n"""'
+        f'"""All that {title} exports, with what it needs of earlier chapters.\n\n'
+        f'Written by `python -m shared.bundle {chapter}`.\n"""'
     )
     parts = [notice + "\n\n" + docstring, "\n".join(collected.imports)]
     text = "\n\n\n".join([*parts, *collected.sources.values()]) + "\n"
