@@ -686,3 +686,20 @@ def test_check_accepts_a_right_answer(name, capsys):
 def test_check_says_what_is_wrong(name, answer, message):
     with pytest.raises(AssertionError, match=message):
         getattr(checks, name)(answer)
+
+
+def test_layer_alone_cannot_be_merged_in_place():
+    both = LinearWithLoRA(nn.Linear(3, 3), 2, 4)
+    with pytest.raises(ValueError, match="holds no LinearWithLoRA to merge"):
+        merge_lora(both)
+
+
+def test_fingerprint_is_of_the_names_too():
+    found = []
+    for name in "ab":
+        model = nn.ModuleDict({name: nn.Linear(3, 3)}).requires_grad_(False)
+        nn.init.ones_(model[name].weight)
+        nn.init.ones_(model[name].bias)
+        replace_linear_with_lora(model, 2, 4)
+        found.append(learned_part(model).cfg["base"])
+    assert found[0] != found[1]
