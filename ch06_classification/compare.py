@@ -11,7 +11,6 @@ from another base or with other settings are made again.
 """
 
 import argparse
-import hashlib
 import json
 import tempfile
 import time
@@ -38,7 +37,7 @@ from shared.ch06 import (
     set_trainable,
     train_classifier_simple,
 )
-from shared.data import get as data_path
+from shared.data import FILES
 from shared.files import write_atomically
 
 RECORD = Path(__file__).with_name("five_seeds.json")
@@ -120,10 +119,9 @@ def run(method: str, seed: int, loaders: list[DataLoader], device: str) -> dict:
 
 def new_record(name: str, device: str) -> dict:
     """What the runs depend on, before the first of them."""
-    weights = data_path("base/model.safetensors").read_bytes()
     return {
         "data": name,
-        "base": hashlib.sha256(weights).hexdigest(),
+        "base": FILES["base/model.safetensors"].sha256,
         "parameters": sum(p.numel() for p in load_base().parameters()),
         "device": f"{device}, {torch.get_num_threads()} threads",
         "settings": {method: list(settings) for method, settings in METHODS.items()},

@@ -6,14 +6,13 @@
 Each seed gives a split of its own, and another order of the batches. The answers of the
 base model and of the finetuned one to the test questions are written to
 `three_seeds.json` beside this file; the notebook scores and shows them. A seed takes
-about two minutes on two CPU cores. After Ctrl-C the finished seeds are kept, and the
+about three minutes on two CPU cores. After Ctrl-C the finished seeds are kept, and the
 next call goes on with those that are missing. Another base model, other instructions or
 other settings begin a new record; run `python -m ch07_instructions.judge` after it.
 """
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from shared.ch07 import (
     with_dropout,
 )
 from shared.data import FILES
+from shared.files import write_atomically
 
 RECORD = Path(__file__).with_name("three_seeds.json")
 FIRST_SEED = 123
@@ -86,13 +86,6 @@ def means(answers: dict) -> str:
     return ", ".join(parts)
 
 
-def write(record: dict, path: Path) -> None:
-    """Replace the record in one step."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=0) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -114,7 +107,7 @@ def main() -> None:
         if seed not in done:
             print(f"seed {seed}", flush=True)
             record["runs"].append(run(seed, device))
-            write(record, options.out)
+            write_atomically(options.out, json.dumps(record, indent=0) + "\n")
     for answers in record["runs"]:
         print(f"seed {answers['seed']}, {answers['seconds']} s: {means(answers)}")
 

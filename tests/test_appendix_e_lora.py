@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import random_gpt
 from safetensors import safe_open
 from torch import nn
 
@@ -18,7 +19,6 @@ from shared.appendix_e import (
     replace_linear_with_lora,
 )
 from shared.ch04 import (
-    GPTModel,
     generate_text_simple,
     optimize_layout_for_generation,
 )
@@ -38,15 +38,7 @@ TINY = {
 
 
 def make_model(seed=0, **changes):
-    """A frozen model all of whose parameters, biases and norms too, are random."""
-    torch.manual_seed(seed)
-    model = GPTModel({**TINY, **changes}).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            nn.init.normal_(parameter, std=0.2)
-            if name.endswith("scale"):
-                parameter += 1
-    return model.requires_grad_(False)
+    return random_gpt({**TINY, **changes}, seed).requires_grad_(False)
 
 
 def make_classifier(seed=0, **changes):

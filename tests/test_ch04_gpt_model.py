@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import random_gpt
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -44,15 +45,7 @@ VARIANTS = [
 
 
 def make_model(seed=0, **changes):
-    """A model all of whose parameters, biases and norms too, are random."""
-    torch.manual_seed(seed)
-    model = GPTModel({**TINY, **changes}).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            nn.init.normal_(parameter, std=0.2)
-            if name.endswith("scale"):
-                parameter += 1
-    return model
+    return random_gpt({**TINY, **changes}, seed)
 
 
 def make_ids(*shape, vocab_size=TINY["vocab_size"], seed=1):

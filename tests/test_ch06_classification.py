@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -866,9 +867,8 @@ def test_comparison_starts_anew_with_other_settings_or_another_base(
     monkeypatch.setitem(compare.METHODS, "last block", ("last block", 1, 1e-4))
     assert kept(comparison(1, "head", "last block")) == ["head"]
     mark()
-    weights = tmp_path / "other.safetensors"
-    weights.write_bytes(b"other weights")
-    monkeypatch.setattr(compare, "data_path", lambda name: weights)
+    other = replace(compare.FILES["base/model.safetensors"], sha256="0" * 64)
+    monkeypatch.setitem(compare.FILES, "base/model.safetensors", other)
     assert kept(comparison(1, "head", "last block")) == []
 
 

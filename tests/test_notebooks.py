@@ -12,8 +12,8 @@ NOTEBOOKS = chapter_notebooks()
 IGNORING_TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
 MOST_IGNORED = 0.10  # of all code cells of the course
 MOST_LINES = 40
-# One that nobody caught names its line; a cell may well show one that it provoked.
-STRAY_WARNING = re.compile(r":\d+: \w*Warning\b")
+# A cell may show a warning that it provoked, as it shows an error: "UserWarning: ...".
+STRAY_WARNING = re.compile(r"^(?!UserWarning: ).*Warning", re.MULTILINE)
 MACHINE_PATH = re.compile(r"/tmp/|/home/|/root/|/Users/|[A-Z]:\\|0x[0-9a-f]{8,}")
 
 
