@@ -14,20 +14,20 @@ READY := .venv/ready
 .PHONY: course test lab export run-notebooks clean
 
 course: $(READY)
-	$(RUN) -m shared.course run
+	$(RUN) -m tools.course run
 
 test: $(READY)
-	$(RUN) -m shared.export --check
+	$(RUN) -m tools.export --check
 	$(RUN) -m pytest --nbval --nbval-current-env tests $(sort $(wildcard ch*_* appendix_*))
 
 lab: $(READY)
 	$(RUN) -m jupyterlab $(LAB_ARGS) README.md
 
 export: $(READY)
-	$(RUN) -m shared.export
+	$(RUN) -m tools.export
 
 run-notebooks: $(READY) export
-	$(RUN) -m shared.course run --write
+	$(RUN) -m tools.course run --write
 
 $(READY): requirements.txt pyproject.toml docs/jupyterlab-settings.json
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'The course needs Python 3.11 or newer, not ' + sys.version.split()[0] + '. Name one: make PYTHON=python3.12 course')"

@@ -4,7 +4,7 @@ Finetune a pretrained GPT by training one or two of every hundred numbers, fold 
 learned back into the model, and know what this saves and what it does not.
 
 Exported from lora.ipynb, which explains every line: change it there, then run `python
--m shared.export`.
+-m tools.export`.
 """
 
 import hashlib

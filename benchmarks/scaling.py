@@ -28,9 +28,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from ch05_pretraining.checkpoints import Checkpoints
-from ch05_pretraining.hardware import Workers, keep_freed_memory
-from ch05_pretraining.pretrain import Objective, flops_per_token
+from pretrain.checkpoints import Checkpoints
+from pretrain.hardware import Workers, keep_freed_memory
+from pretrain.run import Objective, flops_per_token
 from shared.ch04 import GPT2_CONFIGS, GPTModel
 
 GPT2 = {name: {**cfg, "drop_rate": 0.0} for name, cfg in GPT2_CONFIGS.items()}

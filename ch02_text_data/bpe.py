@@ -4,7 +4,7 @@ Build GPT-2's tokenizer, train it on a text of your own, and get the very same i
 OpenAI's.
 
 Exported from bpe.ipynb, which explains every line: change it there, then run `python -m
-shared.export`.
+tools.export`.
 """
 
 import base64

@@ -4,7 +4,7 @@ Turn a raw text into batches of token ids, and those ids into the vectors that a
 reads.
 
 Exported from text_data.ipynb, which explains every line: change it there, then run
-`python -m shared.export`.
+`python -m tools.export`.
 """
 
 import functools

@@ -4,7 +4,7 @@ You will build, test and take apart the layer by which every token of a text gat
 what it needs from the tokens before it.
 
 Exported from attention.ipynb, which explains every line: change it there, then run
-`python -m shared.export`.
+`python -m tools.export`.
 """
 
 import torch

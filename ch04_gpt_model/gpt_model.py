@@ -4,7 +4,7 @@ Assemble a GPT from attention and four small parts, say on paper how large, how 
 and how fast it will be, and let it write.
 
 Exported from gpt_model.ipynb, which explains every line: change it there, then run
-`python -m shared.export`.
+`python -m tools.export`.
 """
 
 import difflib

@@ -4,7 +4,7 @@ Teach a GPT to continue a story, watch it learn the story by heart, and save, re
 sample and load models as one does with large ones.
 
 Exported from pretraining.ipynb, which explains every line: change it there, then run
-`python -m shared.export`.
+`python -m tools.export`.
 """
 
 import hashlib

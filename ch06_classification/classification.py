@@ -4,7 +4,7 @@ Turn a pretrained GPT into a spam filter, measure what each choice on the way is
 and say when a simpler method would have done.
 
 Exported from classification.ipynb, which explains every line: change it there, then run
-`python -m shared.export`.
+`python -m tools.export`.
 """
 
 import csv

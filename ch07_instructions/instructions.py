@@ -4,7 +4,7 @@ Finetune the pretrained model until it answers instructions, score its answers b
 and by a judge, and know how far each score can be trusted.
 
 Exported from instructions.ipynb, which explains every line: change it there, then run
-`python -m shared.export`.
+`python -m tools.export`.
 """
 
 import hashlib

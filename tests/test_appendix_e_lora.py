@@ -11,6 +11,7 @@ from models import random_gpt
 from safetensors import safe_open
 from torch import nn
 
+from appendix_e_lora import exercise_checks as checks
 from shared.appendix_e import (
     LinearWithLoRA,
     LoRALayer,
@@ -24,7 +25,6 @@ from shared.ch04 import (
 )
 from shared.ch05 import load_checkpoint, save_checkpoint, save_gpt2_folder
 from shared.ch06 import GPTClassifier, set_trainable
-from shared.checks import appendix_e as checks
 
 TINY = {
     "vocab_size": 61,

@@ -25,7 +25,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from ch02_text_data import bpe
 from shared import data
-from shared.bundle import bundle
 from shared.ch02 import (
     AFTER_UNICODE_16,
     BPETokenizer,
@@ -39,6 +38,7 @@ from shared.ch02 import (
     spell,
     train_naive,
 )
+from tools.bundle import bundle
 
 FUZZ = int(os.environ.get("LLM_COURSE_FUZZ", "2000"))
 END = "<|endoftext|>"

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ch02_text_data import exercise_checks as checks
 from shared import data
 from shared.ch02 import (
     END_OF_TEXT,
@@ -23,7 +24,6 @@ from shared.ch02 import (
     load_gpt2_ranks,
     split_text,
 )
-from shared.checks import ch02 as checks
 
 # What tiktoken 0.14 expects of the two files that it would download.
 TIKTOKEN_FILES = {

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ch03_attention import exercise_checks as checks
 from shared.ch03 import (
     CausalAttention,
     KVCache,
@@ -20,7 +21,6 @@ from shared.ch03 import (
     SelfAttention_v2,
     attention_weights,
 )
-from shared.checks import ch03 as checks
 
 B, T, C, H = 3, 7, 12, 4
 ROLES = ("W_query", "W_key", "W_value")

@@ -13,6 +13,7 @@ from models import random_gpt
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ch04_gpt_model import exercise_checks as checks
 from shared.ch04 import (
     GELU,
     GPT2_CONFIGS,
@@ -26,7 +27,6 @@ from shared.ch04 import (
     next_token_logits,
     optimize_layout_for_generation,
 )
-from shared.checks import ch04 as checks
 
 TINY = {
     "vocab_size": 61,

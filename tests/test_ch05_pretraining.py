@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from ch05_pretraining import exercise_checks as checks
 from ch05_pretraining import pretraining
 from shared import data
 from shared.ch02 import get_tokenizer
@@ -58,7 +59,6 @@ from shared.ch05 import (
     train_model_simple,
     train_val_test_split,
 )
-from shared.checks import ch05 as checks
 
 V = 61
 TINY = {

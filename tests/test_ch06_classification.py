@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ch06_classification import classification, compare
+from ch06_classification import exercise_checks as checks
 from shared import data
 from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTModel
@@ -49,7 +50,6 @@ from shared.ch06 import (
     train_classifier_simple,
     trim_padding,
 )
-from shared.checks import ch06 as checks
 
 PAD = 60
 TINY = {

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ch07_instructions import exercise_checks as checks
 from ch07_instructions import instructions
 from shared import data
 from shared.ch02 import get_tokenizer
@@ -56,7 +57,6 @@ from shared.ch07 import (
     token_f1,
     with_dropout,
 )
-from shared.checks import ch07 as checks
 
 PAD = 50256
 ENTRY = {"instruction": "Name a fruit.", "input": "", "output": "A pear."}

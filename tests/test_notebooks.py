@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from shared import data
-from shared.export import ROOT, chapter_notebooks
+from tools.export import ROOT, chapter_notebooks
 
 NOTEBOOKS = chapter_notebooks()
 IGNORING_TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}

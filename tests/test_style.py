@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from shared.export import ROOT
+from tools.export import ROOT
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from shared.checks import require_answer
+from shared.exercises import require_answer
 
 
 def extract_answer(answer: Callable[[str, str], str]) -> None:

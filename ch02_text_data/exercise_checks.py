@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from shared.ch02 import get_tokenizer
-from shared.checks import require_answer
+from shared.exercises import require_answer
 
 
 def lossless_split(split: Callable[[str], list[str]]) -> None:

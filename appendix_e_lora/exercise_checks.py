@@ -8,7 +8,7 @@ from torch import nn
 
 from shared.appendix_e import LinearWithLoRA, LoRALayer, replace_linear_with_lora
 from shared.ch04 import GPTConfig, GPTModel
-from shared.checks import require_answer
+from shared.exercises import require_answer
 
 TINY = {
     "vocab_size": 50,

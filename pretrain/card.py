@@ -1,6 +1,6 @@
 """Describe a finished pretraining run in numbers, for its model card.
 
-    python -m ch05_pretraining.card runs/base data/base
+    python -m pretrain.card runs/base data/base
 
 copies the model and the log of the run `runs/base` into the folder `data/base`, draws
 its losses there (`loss.png`), and writes what can be measured into its `README.md`,
@@ -167,7 +167,7 @@ def write_card(run: Path, folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command: see the head of this file."""
     parser = argparse.ArgumentParser(
-        prog="python -m ch05_pretraining.card",
+        prog="python -m pretrain.card",
         description="Describe a finished pretraining run in numbers.",
     )
     parser.add_argument("run", type=Path, help="the run's folder")

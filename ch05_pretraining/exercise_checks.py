@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from shared.ch04 import GPTModel
-from shared.checks import require_answer
+from shared.exercises import require_answer
 
 TINY = {
     "vocab_size": 40,

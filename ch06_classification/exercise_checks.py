@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import roc_auc_score
 
-from shared.checks import require_answer
+from shared.exercises import require_answer
 
 
 def padding_share(answer: Callable[[list[int], int], float]) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ch05_pretraining.hardware import Workers
+from pretrain.hardware import Workers
 from shared.files import write_atomically
 
 

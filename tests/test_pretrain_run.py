@@ -34,9 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ch05_pretraining import checkpoints, hardware
 from ch05_pretraining import pretrain as command
-from ch05_pretraining.checkpoints import Checkpoints, Log, PlainReader
-from ch05_pretraining.hardware import Workers, choose_precision, start_workers
-from ch05_pretraining.pretrain import (
+from pretrain.checkpoints import Checkpoints, Log, PlainReader
+from pretrain.hardware import Workers, choose_precision, start_workers
+from pretrain.run import (
     FREE_SETTINGS,
     Mixture,
     ModelSettings,
@@ -50,13 +50,13 @@ from ch05_pretraining.pretrain import (
 )
 from shared.ch04 import GPTModel
 from shared.ch05 import load_weights_into_gpt, read_gpt2_folder
-from shared.export import ROOT
+from tools.export import ROOT
 
 T, V = 16, 64
 ALONE = Workers(0, 1, torch.device("cpu"))
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
-    ["ch05_pretraining.pretrain", "pytest", "torch.utils.flop_counter", "shared.export"]
+    ["pretrain.run", "pytest", "torch.utils.flop_counter", "tools.export"]
 )
 
 
@@ -312,7 +312,7 @@ def test_settings_come_from_file_and_command_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "ch05_pretraining/configs").glob("*.yaml")), ids=str
+    "path", sorted((ROOT / "pretrain/configs").glob("*.yaml")), ids=str
 )
 def test_the_course_s_own_settings_fit(path):
     check_settings(read_settings(["--config", str(path)]), 1)
@@ -854,7 +854,7 @@ def test_the_second_ctrl_c_does_not_wait(make_settings, monkeypatch):
 def test_the_command_stops_cleanly_and_explains_itself(make_settings):
     settings = make_settings(max_steps=10**6, log_every=5)
     config = write_config(settings)
-    run = [sys.executable, "-m", "ch05_pretraining.pretrain", "--config", config]
+    run = [sys.executable, "-m", "pretrain", "--config", config]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = subprocess.Popen(run, cwd=ROOT, **pipes)
     log, deadline = settings.run_folder / "log.jsonl", time.monotonic() + 300

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ch05_pretraining import card
+from pretrain import card
 from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTModel
 from shared.ch05 import calc_loss_batch, save_gpt2_folder, text_to_token_ids

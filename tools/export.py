@@ -1,7 +1,7 @@
 """Write each chapter's module from its notebook, and the exercises from the solutions.
 
-    python -m shared.export           write every module and every exercises notebook
-    python -m shared.export --check   write nothing; name each file that is out of date
+    python -m tools.export           write every module and every exercises notebook
+    python -m tools.export --check   write nothing; name each file that is out of date
 
 A code cell whose first line is `#| export` belongs to the module beside the notebook.
 Such a cell may hold imports, definitions and constants, and nothing else. A class can
@@ -139,7 +139,7 @@ def statements(source: str, place: str) -> list[tuple[ast.stmt, str]]:
 def refuse_whole_shared_modules(node: ast.Import | ast.ImportFrom, place: str) -> None:
     """Raise ExportError unless what is used of `shared` is imported name by name.
 
-    `shared.bundle` inlines names; it could not tell what a whole module is used for.
+    `tools.bundle` inlines names; it could not tell what a whole module is used for.
     """
     modules = [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -272,7 +272,7 @@ def docstring_of(notebook: nbformat.NotebookNode, path: Path) -> str:
     body = textwrap.fill(promise.replace("`", ""), LINE_LENGTH)
     origin = textwrap.fill(
         f"Exported from {path.name}, which explains every line: change it there, then "
-        "run `python -m shared.export`.",
+        "run `python -m tools.export`.",
         LINE_LENGTH,
     )
     return f'"""{title}.\n\n{body}\n\n{origin}\n"""'
@@ -319,7 +319,7 @@ def exercises_from(solutions: nbformat.NotebookNode) -> str:
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m shared.export")
+    parser = argparse.ArgumentParser(prog="python -m tools.export")
     parser.add_argument(
         "--check", action="store_true", help="write nothing, exit 1 if a file is stale"
     )

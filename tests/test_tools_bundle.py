@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from shared import bundle
+from tools import bundle
 
 # What a stranger would try first with each file: must print the line "works".
 TRIALS = {

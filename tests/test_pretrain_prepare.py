@@ -15,7 +15,7 @@ import pytest
 import tiktoken
 
 from ch05_pretraining import prepare
-from ch05_pretraining.prepare import (
+from pretrain.prepare import (
     END_OF_TEXT,
     TokenShards,
     choose_held_out,
@@ -25,7 +25,7 @@ from ch05_pretraining.prepare import (
     source_name,
 )
 from shared.ch02 import get_tokenizer
-from shared.export import ROOT
+from tools.export import ROOT
 
 
 def make_documents(n, seed=1):
@@ -277,7 +277,7 @@ def test_killed_in_the_middle_it_leaves_no_index_and_goes_on(tmp_path):
         write_text(tmp_path / "two.txt.xz", make_documents(30_000)),
     ]
     command = [
-        *(sys.executable, "-m", "ch05_pretraining.prepare", *map(str, texts)),
+        *(sys.executable, "-m", "pretrain.prepare", *map(str, texts)),
         *("--out", str(tmp_path / "out"), "--held-out", "0.1", "--workers", "2"),
     ]
     running = subprocess.Popen(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.ch04 import GPT2_CONFIGS, GPT_CONFIG_124M, GPTModel
-from shared.checks import require_answer
+from shared.exercises import require_answer
 
 TINY = {
     "vocab_size": 50,

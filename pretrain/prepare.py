@@ -1,6 +1,6 @@
 """Turn text files into shards of tokens, which pretraining reads.
 
-    python -m ch05_pretraining.prepare corpus/*.txt.xz --out shards
+    python -m pretrain.prepare corpus/*.txt.xz --out shards
 
 Each file is one source: `corpus/news.txt.xz` becomes the folder `shards/news/` with
 
@@ -291,7 +291,7 @@ class TokenShards:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{folder} has no index.json, so it is not finished; run "
-                "`python -m ch05_pretraining.prepare` (again)"
+                "`python -m pretrain.prepare` (again)"
             )
         try:
             self.index = json.loads(path.read_text(encoding="utf-8"))
@@ -352,7 +352,7 @@ def open_sources(folder: Path, split: str, window: int) -> dict[str, TokenShards
     names = sorted(path.name for path in folder.glob("*/") if path.is_dir())
     if not names:
         raise FileNotFoundError(
-            f"{folder} holds no sources; run `python -m ch05_pretraining.prepare "
+            f"{folder} holds no sources; run `python -m pretrain.prepare "
             f"TEXTS --out {folder}`"
         )
     return {name: TokenShards(folder / name, split, window) for name in names}
@@ -361,7 +361,7 @@ def open_sources(folder: Path, split: str, window: int) -> dict[str, TokenShards
 def main(arguments: list[str] | None = None) -> None:
     """The command: see the head of this file."""
     parser = argparse.ArgumentParser(
-        prog="python -m ch05_pretraining.prepare",
+        prog="python -m pretrain.prepare",
         description="Turn text files into shards of tokens, one folder per file.",
     )
     parser.add_argument("texts", nargs="+", type=Path, help=".txt or .txt.xz files")

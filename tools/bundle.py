@@ -1,6 +1,6 @@
 """Write a chapter's exported code as one file that needs nothing else of the course.
 
-    python -m shared.bundle ch04 > gpt.py
+    python -m tools.bundle ch04 > gpt.py
 
 The file holds everything the chapter exports and, of earlier chapters and of `shared`,
 just the definitions that this uses; it imports only published packages.
@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.export import ROOT, defined_name, run_ruff, statements
+from tools.export import ROOT, defined_name, run_ruff, statements
 
 
 @dataclass
@@ -129,7 +129,7 @@ def bundle(chapter: str) -> str:
         title = f"appendix {chapter.removeprefix('appendix_').upper()}"
     docstring = (
         f'"""All that {title} exports, with what it needs of earlier chapters.\n\n'
-        f'Written by `python -m shared.bundle {chapter}`.\n"""'
+        f'Written by `python -m tools.bundle {chapter}`.\n"""'
     )
     parts = [notice + "\n\n" + docstring, "\n".join(collected.imports)]
     text = "\n\n\n".join([*parts, *collected.sources.values()]) + "\n"
@@ -140,7 +140,7 @@ def bundle(chapter: str) -> str:
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m shared.bundle")
+    parser = argparse.ArgumentParser(prog="python -m tools.bundle")
     parser.add_argument("chapter", help="such as ch04")
     try:
         sys.stdout.write(bundle(parser.parse_args().chapter))

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from shared import export
+from tools import export
 
 TITLE = "# Chapter 9: Testing\n\nYou will be able to test `anything`.\n\nMore text."
 
@@ -51,7 +51,7 @@ def test_module_reads_as_if_written_by_hand(course):
     assert exported(root) == (
         '"""Chapter 9: Testing.\n\nYou will be able to test anything.\n\n'
         "Exported from testing.ipynb, which explains every line: change it there, then "
-        'run\n`python -m shared.export`.\n"""\n\n'
+        'run\n`python -m tools.export`.\n"""\n\n'
         "import math\nfrom collections import deque\n\n"
         '__all__ = [\n    "LIMIT",\n    "area",\n]\n\n\n'
         "# Why three: it is a crowd.\nLIMIT = 3\n\n\n"

@@ -1,9 +1,9 @@
 """Pretrain a GPT on shards of tokens: on one processor, on many, across machines.
 
-    python -m ch05_pretraining.pretrain --config ch05_pretraining/configs/base.yaml
-    torchrun --nproc-per-node 8 -m ch05_pretraining.pretrain --config CONFIG
+    python -m pretrain --config pretrain/configs/base.yaml
+    torchrun --nproc-per-node 8 -m pretrain --config CONFIG
 
-The shards come from `python -m ch05_pretraining.prepare`. Every setting stands in the
+The shards come from `python -m pretrain.prepare`. Every setting stands in the
 file, or after the command (`--learning_rate 0.001 --model.n_layers 8`); `--help` lists
 them. The same command goes on where an interrupted run stopped. In the run's folder:
 
@@ -47,15 +47,15 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ch05_pretraining.checkpoints import Checkpoints, Log
-from ch05_pretraining.hardware import (
+from pretrain.checkpoints import Checkpoints, Log
+from pretrain.hardware import (
     Workers,
     choose_precision,
     keep_freed_memory,
     matmul_flops,
     start_workers,
 )
-from ch05_pretraining.prepare import TokenShards, open_sources
+from pretrain.prepare import TokenShards, open_sources
 from shared.ch04 import GPTModel, check_config
 from shared.ch05 import calc_loss_batch, evaluating, save_gpt2_folder
 
@@ -92,7 +92,7 @@ class Settings:
     """The run.
 
     Args:
-        shards: folder of the sources, made by ch05_pretraining.prepare
+        shards: folder of the sources, made by pretrain.prepare
         run_folder: gets the log, the checkpoints and the model
         max_steps: optimizer steps in the whole run
         model: the model
@@ -167,7 +167,7 @@ def read_settings(arguments: list[str] | None = None) -> Settings:
     the wrong type.
     """
     parser = jsonargparse.ArgumentParser(
-        prog="python -m ch05_pretraining.pretrain",
+        prog="python -m pretrain",
         description="Pretrain a GPT on shards of tokens.",
     )
     parser.add_argument("--config", action="config", help="a YAML file of settings")

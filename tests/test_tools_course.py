@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from shared import course
+from tools import course
 
 CLOCK = "import time\nprint(time.perf_counter())"
 

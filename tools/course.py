@@ -1,7 +1,7 @@
 """Run the course's notebooks from the command line.
 
-    python -m shared.course run              run every chapter; print a table of results
-    python -m shared.course run --write      also the solutions; store what they print
+    python -m tools.course run              run every chapter; print a table of results
+    python -m tools.course run --write      also the solutions; store what they print
 
 Each chapter's last code cell, tagged `results`, prints `name: value` lines.
 A notebook that fails does not stop the others; the exit status says whether any did.
@@ -20,8 +20,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
-from shared.export import ROOT, chapter_notebooks
 from shared.files import write_atomically
+from tools.export import ROOT, chapter_notebooks
 
 CELL_TIMEOUT = 1800  # seconds
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -153,7 +153,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m shared.course")
+    parser = argparse.ArgumentParser(prog="python -m tools.course")
     commands = parser.add_subparsers(required=True, metavar="run")
     command = commands.add_parser("run", help="run notebooks top to bottom")
     command.add_argument(

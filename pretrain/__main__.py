@@ -1,0 +1,6 @@
+"""`python -m pretrain`: see `pretrain.run`."""
+
+from pretrain.run import main
+
+if __name__ == "__main__":
+    main()
