@@ -23,20 +23,21 @@ from pathlib import Path
 import pandas as pd
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from ch02_text_data.bpe_files import spell
 from shared import data
 from shared.ch02 import (
+    END_OF_TEXT,
     BPETokenizer,
     byte_ids,
     get_tokenizer,
     merge_pair,
-    spell,
     split_words,
     train_naive,
 )
 
 ROUNDS = 5
 MEGABYTE = 1_000_000
-DOCUMENT_END = "<|endoftext|>\n"
+DOCUMENT_END = END_OF_TEXT + "\n"
 TASKS = [(200_000, 512), (MEGABYTE, 2_000), (5 * MEGABYTE, 10_000)]
 # The story has no more pairs to merge.
 LARGEST_VOCABULARY = 1_900 if not os.environ.get("LLM_COURSE_MIRROR") else 10_000

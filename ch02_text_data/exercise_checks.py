@@ -2,33 +2,40 @@
 
 import random
 from collections.abc import Callable
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
 
-from shared.ch02 import get_tokenizer
+from shared.ch02 import get_tokenizer, split_text
 from shared.exercises import require_answer
 
 
 def lossless_split(split: Callable[[str], list[str]]) -> None:
     """Exercise 1: the pieces must join to the text, and words must stay whole."""
-    line = 'The tide--"slack," he said--was\n  late. Well-known,  wasn\'t it?\n'
-    pieces = split(line)
-    require_answer(pieces, "lossless_split")
-    assert isinstance(pieces, list), f"a list is wanted, not {type(pieces).__name__}"
-    joined = "".join(pieces)
-    assert joined == line, (
-        f"the pieces join to {joined!r}, not to {line!r}; were blanks or line ends "
-        "dropped, as split_text drops them?"
-    )
-    assert "" not in pieces, (
-        "there are empty pieces; re.split puts one between two matches that touch"
-    )
-    words = [piece for piece in pieces if not piece.isspace()]
-    for word in ("The", "tide", "--", "slack", ",", "Well-known", "?"):
-        assert word in words, (
-            f"{word!r} is not among the pieces {words}; cut where split_text cuts"
+    for line in (
+        'The tide--"slack," he said--was\n  late. Well-known,  wasn\'t it?\n',
+        "Oh (no): _she_ said;\tno! 'Tis me--me.",
+    ):
+        pieces = split(line)
+        require_answer(pieces, "lossless_split")
+        assert isinstance(pieces, list), (
+            f"a list is wanted, not {type(pieces).__name__}"
         )
+        joined = "".join(pieces)
+        assert joined == line, (
+            f"the pieces join to {joined!r}, not to {line!r}; were blanks or line ends "
+            "dropped, as split_text drops them?"
+        )
+        assert "" not in pieces, (
+            "there are empty pieces; re.split puts one between two matches that touch"
+        )
+        words = [piece for piece in pieces if not piece.isspace()]
+        for word, wanted in zip_longest(words, split_text(line)):
+            assert word == wanted, (
+                f"{word!r} stands where split_text has {wanted!r}, among the pieces "
+                f"{pieces}; cut where split_text cuts, at line ends and tabs too"
+            )
     assert split("") == [], f"an empty text has no pieces, but you return {split('')}"
     print("Right: nothing is lost, and the words are those of split_text.")
 
@@ -124,13 +131,15 @@ def embedding_gradient(gradient: Callable) -> None:
         ids = torch.randint(5, shape, generator=generator)
         upstream = torch.randn(*shape, 2, generator=generator)
         F.embedding(ids, table).backward(upstream)
-        found = gradient(ids, upstream, 5)
+        hint = "give ids one axis, and the outputs' gradients two: (tokens, C)"
+        found = _call(gradient, ids, upstream, 5, where=f"ids {shape}", hint=hint)
         require_answer(found, "embedding_gradient")
+        assert torch.is_tensor(found), f"a tensor is wanted, not {type(found).__name__}"
         assert tuple(found.shape) == (5, 2), (
             f"a gradient has the shape of its table, (V, C) = (5, 2), not "
             f"{tuple(found.shape)}"
         )
-        wrong = ~torch.isclose(found, table.grad, atol=1e-5).all(dim=1)
+        wrong = ~torch.isclose(found.to(table), table.grad, atol=1e-5).all(dim=1)
         if wrong.any():
             row = int(wrong.nonzero()[0])
             uses = int((ids == row).sum())
@@ -144,34 +153,46 @@ def embedding_gradient(gradient: Callable) -> None:
 
 def merge_most_frequent(merge: Callable[[list[int], int], list[int]]) -> None:
     """Exercise 6: one step, its edge cases, and a published worked example."""
-    result = merge([7, 8, 9, 7, 8], 256)
-    require_answer(result, "merge_most_frequent")
-    assert result == [256, 9, 256], (
-        f"[7, 8, 9, 7, 8] should become [256, 9, 256], not {result}: the pair (7, 8) "
-        "occurs twice, every other one once"
-    )
-    result = merge([5, 5, 5, 5, 5], 256)
-    assert result == [256, 256, 5], (
-        f"[5, 5, 5, 5, 5] should become [256, 256, 5], not {result}; after a match, "
-        "go on behind the pair, so that no token is used twice"
-    )
-    result = merge([9, 8, 1, 2], 256)
-    assert result == [256, 1, 2], (
-        f"[9, 8, 1, 2] should become [256, 1, 2], not {result}: all pairs occur once, "
-        "and the first in the text is to be taken"
-    )
-    for short in ([], [3]):
-        assert merge(short, 256) == short, (
-            f"{short} has no pair and should come back as it is"
+    cases = [
+        ([7, 8, 9, 7, 8], [256, 9, 256], "the pair (7, 8) occurs twice, others once"),
+        (
+            [5, 5, 5, 5, 5],
+            [256, 256, 5],
+            "after a match, go on behind the pair, so that no token is used twice",
+        ),
+        (
+            [9, 8, 1, 2],
+            [9, 8, 256],
+            "all pairs occur once, and (1, 2) has the smallest left id",
+        ),
+        ([], [], "a text of fewer than two ids has no pair, and stays as it is"),
+        ([3], [3], "a text of fewer than two ids has no pair, and stays as it is"),
+    ]
+    for ids, wanted, hint in cases:
+        given = list(ids)
+        result = _call(merge, given, 256, where=f"{ids}", hint=hint)
+        require_answer(result, "merge_most_frequent")
+        assert list(result) == wanted, (
+            f"{ids} should become {wanted}, not {result}; {hint}"
         )
-    given = [1, 2, 1, 2]
-    merge(given, 256)
-    assert given == [1, 2, 1, 2], "you changed the list passed in; make a new one"
+        assert given == ids, "you changed the list passed in; make a new one"
 
     ids = list(b"aaabdaaabac")
     for new_id in (256, 257, 258):
-        ids = merge(ids, new_id)
+        ids = list(merge(ids, new_id))
     assert ids == [258, ord("d"), 258, ord("a"), ord("c")], (
         f"'aaabdaaabac' should be [258, 100, 258, 97, 99] after three merges, not {ids}"
     )
     print("Right: 'aaabdaaabac' became XdXac, as in the published example.")
+
+
+def _call(answer: Callable, *arguments, where: str, hint: str):
+    """What the answer returns; AssertionError with a hint if it raises an error."""
+    try:
+        return answer(*arguments)
+    except Exception as error:
+        first_line = str(error).partition("\n")[0]
+        raise AssertionError(
+            f"for {where} your function raises {type(error).__name__}: {first_line}; "
+            f"{hint}"
+        ) from error

@@ -5,6 +5,7 @@
 """
 
 import base64
+import copy
 import doctest
 import hashlib
 import json
@@ -23,10 +24,11 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from ch02_text_data import bpe
+from ch02_text_data import bpe, bpe_files
+from ch02_text_data.bpe_files import AFTER_UNICODE_16, spell
 from shared import data
 from shared.ch02 import (
-    AFTER_UNICODE_16,
+    END_OF_TEXT,
     BPETokenizer,
     GPTDatasetV1,
     byte_ids,
@@ -35,13 +37,12 @@ from shared.ch02 import (
     learn_merges,
     merge_by_rank,
     merge_pair,
-    spell,
     train_naive,
 )
 from tools.bundle import bundle
 
 FUZZ = int(os.environ.get("LLM_COURSE_FUZZ", "2000"))
-END = "<|endoftext|>"
+END = END_OF_TEXT
 STORY = data.load_text("short-story")
 
 fuzzed = settings(
@@ -254,6 +255,7 @@ def test_examples_in_docstrings():
         ("a\ud800b", 300, {END}, r"character 1 of the text is '\\ud800'"),
         (STORY, 300, END, "special token .* is too short"),
         (STORY, 300, {""}, "special token '' is too short"),
+        (STORY, 300, {"<\ud800>"}, r"character 1 of the text is '\\ud800'"),
     ],
 )
 def test_training_refuses(text, vocab_size, special, message):
@@ -365,8 +367,8 @@ def test_empty_text_is_no_ids(gpt2):
 
 def test_cache_is_bounded_and_changes_nothing(monkeypatch, trained):
     expected = trained.encode(STORY)
-    monkeypatch.setattr(bpe, "CACHED_WORDS", 10)
-    monkeypatch.setattr(bpe, "LONGEST_CACHED_WORD", 8)
+    monkeypatch.setattr(bpe, "_CACHED_WORDS", 10)
+    monkeypatch.setattr(bpe, "_LONGEST_CACHED", 8)
     tokenizer = BPETokenizer()
     tokenizer.train(STORY, 1_000)
     assert tokenizer.encode(STORY) == expected
@@ -683,6 +685,115 @@ def test_broken_files_are_refused(trained, tmp_path, name, fault, message):
     path = broken if name in FORMATS else tmp_path
     with pytest.raises(ValueError, match=message):
         BPETokenizer.load(path)
+
+
+def replace_anywhere(content, path, value):
+    """The JSON content with what lies at `path`, a list of numbers, replaced."""
+    if not path or not isinstance(content, dict | list) or not content:
+        return value
+    keys = list(content) if isinstance(content, dict) else range(len(content))
+    key = keys[path[0] % len(keys)]
+    content[key] = replace_anywhere(content[key], path[1:], value)
+    return content
+
+
+strange = st.sampled_from(
+    [None, True, -1, 0, 5, 1.5, 10**12, 10**30, float("nan"), "", "a", "\ud800", "<||>"]
+    + [[], [1], ["a"], ["a", "b"], [["a"], "b"], {}, {"a": []}, {"type": "ByteLevel"}]
+)
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(
+    name=st.sampled_from(["tokenizer.json", "encoder.json"]),
+    path=st.lists(st.integers(0, 400), max_size=4),
+    value=strange,
+)
+def test_a_file_with_anything_in_it_loads_or_is_a_value_error(
+    tiny_files, name, path, value
+):
+    folder, contents = tiny_files
+    changed = replace_anywhere(copy.deepcopy(contents[name]), path, value)
+    (folder / name).write_text(json.dumps(changed), encoding="utf-8")
+    try:
+        loaded = BPETokenizer.load(folder / name if name in FORMATS else folder)
+    except ValueError as error:
+        assert type(error) is ValueError and name.split(".")[0] in str(error)
+    else:
+        assert loaded.decode(loaded.encode("hug 🙂")) == "hug 🙂"
+        assert loaded.n_vocab <= bpe_files.IDS_FOR_ALL
+
+
+@pytest.fixture(scope="module")
+def tiny_files(tmp_path_factory):
+    """A folder with files of a tokenizer that knows little, and their contents."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = BPETokenizer()
+    tokenizer.train("hug pug hugs", 262, {"<|a|>", END})
+    tokenizer.save(folder)
+    tokenizer.save(folder / "tokenizer.json")
+    names = ("tokenizer.json", "encoder.json")
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in names}
+    return folder, {name: json.loads(text) for name, text in texts.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("null", "pre_tokenizer is not GPT-2's"),
+        ("[" * 10**6, "hostile.json: .*recursion"),
+        ('{"a": ' + "1" * 5_000 + "}", "hostile.json: .*4300 digits"),
+        (" " * 1_001, "larger than 1,000 bytes"),
+    ],
+    ids=["null", "brackets", "digits", "length"],
+)
+def test_hostile_json(tmp_path, monkeypatch, text, message):
+    path = tmp_path / "hostile.json"
+    path.write_text(text)
+    if "larger" in message:
+        monkeypatch.setattr(bpe_files, "LARGEST_FILE", 1_000)
+    with pytest.raises(ValueError, match=message):
+        BPETokenizer.load(path)
+
+
+def test_a_file_may_not_ask_for_a_huge_model(tmp_path):
+    """A model has a row of weights for each id below `n_vocab`."""
+    tokenizer = BPETokenizer()
+    tokenizer.save(tmp_path / "t.json")
+    special = {"<|pad|>": 50_256}
+    assert BPETokenizer.load(tmp_path / "t.json", special).n_vocab == 50_257
+    for most in (65_536, 10**12):
+        with pytest.raises(ValueError, match="integers from 0 to 65535"):
+            BPETokenizer.load(tmp_path / "t.json", {"<|pad|>": most})
+
+
+def test_hostile_tiktoken_file(tmp_path):
+    """Its merges are searched for, which takes memory for each byte of a token."""
+    path = tmp_path / "t.tiktoken"
+    BPETokenizer().save(path)
+    with open(path, "a") as file:
+        file.write(base64_of(b"a" * (2**16 + 1)) + " 256\n")
+    with pytest.raises(ValueError, match="line 257: b'aaa.*no token"):
+        BPETokenizer.load(path)
+
+
+def test_special_token_that_is_spelled_like_another(tmp_path):
+    tokenizer = BPETokenizer()
+    tokenizer.train(" the" * 9, 260, {"Ġthe"})
+    for name in ("folder", "t.json"):
+        with pytest.raises(ValueError, match="'Ġthe'. looks like another"):
+            tokenizer.save(tmp_path / name)
+
+
+def test_a_merge_that_looks_like_a_special_token(tmp_path):
+    """Merges can make `<|…|>`, which is signs only but is spelled with letters."""
+    tokenizer = BPETokenizer()
+    tokenizer.train("<|…|> " * 9, 256 + 6, allowed_special=())
+    assert "<|…|>".encode() in tokenizer.vocab.values()
+    tokenizer.save(tmp_path)
+    again = BPETokenizer.load(tmp_path)
+    assert again.vocab == tokenizer.vocab
+    assert again.special_tokens == {}
 
 
 def test_files_of_two_tokenizers_are_refused(trained, gpt2, tmp_path):

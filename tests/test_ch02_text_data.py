@@ -1,19 +1,26 @@
 """Chapter 2: tokenizers, windows and loaders, against oracles and on fuzzed input."""
 
+import ast
 import hashlib
+import inspect
 import os
+import re
 from pathlib import Path
 
 import pytest
 import tiktoken
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ch02_text_data import exercise_checks as checks
+from ch02_text_data import guards
 from shared import data
 from shared.ch02 import (
     END_OF_TEXT,
+    END_OF_TEXT_ID,
+    SPLIT_PATTERN,
     UNKNOWN,
     GPTDatasetV1,
     SimpleTokenizerV1,
@@ -60,6 +67,26 @@ def verdict():
         return data.load_text("the-verdict")
     except data.DataUnavailable as error:
         pytest.skip(f"the-verdict is optional: {str(error).splitlines()[0]}")
+
+
+# What the chapter hands out
+
+
+def test_star_gives_the_public_names_and_nothing_else():
+    given = {}
+    exec("from shared.ch02 import *", given)
+    del given["__builtins__"]
+    assert set(given) == {
+        *("split_text", "build_vocabulary", "SimpleTokenizerV1", "SimpleTokenizerV2"),
+        *("END_OF_TEXT", "END_OF_TEXT_ID", "UNKNOWN", "get_tokenizer"),
+        *("GPTDatasetV1", "create_dataloader_v1", "BPETokenizer"),
+    }
+
+
+def test_guards_know_nothing_of_the_course():
+    nodes = ast.walk(ast.parse(inspect.getsource(guards)))
+    imported = [n.module for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert imported == ["collections.abc"]
 
 
 # Words
@@ -191,7 +218,8 @@ def test_encodes_like_tiktoken(published):
     ours = get_tokenizer()
     assert ours.n_vocab == published.n_vocab == 50_257
     assert ours.special_tokens_set == {END_OF_TEXT}
-    assert ours.encode(END_OF_TEXT, allowed_special="all") == [50_256]
+    assert ours.encode(END_OF_TEXT, allowed_special="all") == [END_OF_TEXT_ID]
+    assert END_OF_TEXT_ID == published.eot_token == 50_256
     story = data.load_text("short-story")
     assert ours.encode(story) == published.encode(story)
 
@@ -310,6 +338,30 @@ def test_dropping_everything_is_an_error():
 # Loaders
 
 
+def test_the_calls_of_the_books_readers():
+    story = data.load_text("short-story")
+    loader = create_dataloader_v1(
+        story,
+        batch_size=4,
+        max_length=256,
+        stride=128,
+        shuffle=True,
+        drop_last=True,
+        num_workers=0,
+    )
+    inputs, targets = next(iter(loader))
+    assert inputs.shape == targets.shape == (4, 256)
+    by_place = create_dataloader_v1(story, 4, 256, 128, True, True, 0)
+    by_default = create_dataloader_v1(story)
+    assert len(loader) == len(by_place) == len(by_default) == 9
+    small = create_dataloader_v1(
+        story, batch_size=1, max_length=4, stride=1, shuffle=False
+    )
+    inputs, targets = next(iter(small))
+    assert inputs.tolist() == [get_tokenizer().encode(story[:40])[:4]]
+    assert targets[:, :-1].tolist() == inputs[:, 1:].tolist()
+
+
 def batches(epochs=2, seed=1, **options):
     """All batches of some epochs over the story, inputs and targets side by side."""
     generator = torch.Generator().manual_seed(seed)
@@ -379,16 +431,75 @@ def merge_overlapping(ids, new_id):
     return [new_id if p == pair else p[0] for p in pairs] + ids[-1:]
 
 
-def merge_smallest(ids, new_id):
-    """Exercise 6 with another rule for ties: the smallest pair, not the first."""
-    pairs = list(zip(ids, ids[1:], strict=False))
-    pair = max(sorted(pairs), key=pairs.count, default=None)
+def merge_with(ids, pair, new_id):
+    """All of `pair`, from left to right, replaced; right for exercise 6."""
     merged = []
     for token_id in ids:
         merged.append(token_id)
         if tuple(merged[-2:]) == pair:
             merged[-2:] = [new_id]
     return merged
+
+
+def merge_by_sorting(ids, new_id):
+    """Exercise 6 in another style: sorted pairs, so that max finds the smallest."""
+    pairs = sorted(zip(ids, ids[1:], strict=False))
+    return merge_with(ids, max(pairs, key=pairs.count, default=None), new_id)
+
+
+def merge_first(ids, new_id):
+    """Exercise 6 with another rule for ties: the pair that comes first in the text."""
+    pairs = list(zip(ids, ids[1:], strict=False))
+    return merge_with(ids, max(pairs, key=pairs.count, default=None), new_id)
+
+
+def merge_by_right_id(ids, new_id):
+    """Exercise 6 with another rule for ties: the right ids are compared first."""
+    pairs = sorted(zip(ids, ids[1:], strict=False), key=lambda pair: pair[::-1])
+    return merge_with(ids, max(pairs, key=pairs.count, default=None), new_id)
+
+
+def merge_without_guard(ids, new_id):
+    """Exercise 6 without a thought for the empty text."""
+    pairs = sorted(zip(ids, ids[1:], strict=False))
+    return merge_with(ids, max(pairs, key=pairs.count), new_id)
+
+
+def merge_in_place(ids, new_id):
+    """Exercise 6 done to the list of the caller."""
+    ids[:] = merge_by_sorting(ids, new_id)
+    return ids
+
+
+def runs_of_blanks(text):
+    """Exercise 1 in another style: one piece for a run of blanks."""
+    return re.findall(r"""--|[,.:;?!_"'()]|\s+|(?:(?!--)[^\s,.:;?!_"'()])+""", text)
+
+
+def pieces_at(pattern):
+    """Exercise 1 with this pattern in place of the right one."""
+    return lambda text: [piece for piece in re.split(pattern, text) if piece]
+
+
+def looped_gradient(ids, upstream, vocab_size):
+    """Exercise 5 in another style: token by token, in double precision."""
+    gradient = torch.zeros(vocab_size, upstream.shape[-1], dtype=torch.float64)
+    rows = upstream.reshape(-1, upstream.shape[-1])
+    for token_id, row in zip(ids.flatten().tolist(), rows, strict=True):
+        gradient[token_id] += row
+    return gradient
+
+
+def one_hot_gradient(ids, upstream, vocab_size):
+    """Exercise 5 by equation 2.3."""
+    one_hot = F.one_hot(ids, vocab_size).float()
+    return torch.einsum("...v,...c->vc", one_hot, upstream)
+
+
+def unflattened_gradient(ids, upstream, vocab_size):
+    """Exercise 5 for ids in one row only."""
+    gradient = torch.zeros(vocab_size, upstream.shape[-1])
+    return gradient.index_add_(0, ids, upstream)
 
 
 def overwriting_gradient(ids, upstream, vocab_size):
@@ -400,7 +511,19 @@ def overwriting_gradient(ids, upstream, vocab_size):
 
 WRONG_ANSWERS = [
     (checks.lossless_split, split_text, "were blanks or line ends dropped"),
-    (checks.lossless_split, list, "is not among the pieces"),
+    (checks.lossless_split, list, "cut where split_text cuts"),
+    (checks.lossless_split, SPLIT_PATTERN.split, "empty pieces"),
+    (
+        checks.lossless_split,
+        pieces_at(r"""(--|[,.:;?!_"()]|\s)"""),  # the apostrophe is missing
+        "\"wasn't\" stands where split_text has 'wasn'",
+    ),
+    (
+        checks.lossless_split,
+        pieces_at(r"""(--|[,.:;?!_"'()]| )"""),  # cuts at blanks alone
+        "line ends and tabs too",
+    ),
+    (checks.lossless_split, pieces_at(r"( )"), "cut where split_text cuts"),
     (checks.count_windows, lambda n, t, s: (n - 1 - t) // s + 1, "has none"),
     (
         checks.count_windows,
@@ -418,9 +541,33 @@ WRONG_ANSWERS = [
     (checks.streamed, lambda ids, tokenizer: [tokenizer.decode(ids)], "do not wait"),
     (checks.streamed, lambda ids, tokenizer: tokenizer.decode(ids), "yield"),
     (checks.embedding_gradient, overwriting_gradient, "add up"),
+    (
+        checks.embedding_gradient,
+        unflattened_gradient,
+        r"ids \(2, 3\).* give ids one axis",
+    ),
+    (checks.embedding_gradient, lambda ids, g, v: g, "shape of its table"),
+    (checks.embedding_gradient, lambda ids, g, v: g.tolist(), "a tensor is wanted"),
     (checks.merge_most_frequent, merge_overlapping, "should become"),
-    (checks.merge_most_frequent, merge_smallest, "first in the text"),
+    (checks.merge_most_frequent, merge_first, "smallest left id"),
+    (checks.merge_most_frequent, merge_by_right_id, "smallest left id"),
+    (checks.merge_most_frequent, merge_without_guard, "stays as it is"),
+    (checks.merge_most_frequent, merge_in_place, "changed the list passed in"),
 ]
+RIGHT_ANSWERS = [
+    (checks.lossless_split, pieces_at(SPLIT_PATTERN)),
+    (checks.lossless_split, runs_of_blanks),
+    (checks.embedding_gradient, looped_gradient),
+    (checks.embedding_gradient, one_hot_gradient),
+    (checks.merge_most_frequent, merge_by_sorting),
+    (checks.merge_most_frequent, lambda ids, n: tuple(merge_by_sorting(ids, n))),
+]
+
+
+@pytest.mark.parametrize(("check", "answer"), RIGHT_ANSWERS)
+def test_checks_accept_right_answers_in_other_styles(check, answer, capsys):
+    check(answer)
+    assert capsys.readouterr().out.startswith("Right")
 
 
 @pytest.mark.parametrize(("check", "answer", "message"), WRONG_ANSWERS)
