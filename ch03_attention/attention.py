@@ -11,6 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ch03_attention.guards import (
+    check_at_least_one,
+    check_dropout,
+    check_head_settings,
+    check_new_keys,
+    check_vectors,
+)
+
 __all__ = [
     "SelfAttention_v1",
     "SelfAttention_v2",
@@ -23,16 +31,9 @@ __all__ = [
 
 
 class SelfAttention_v1(nn.Module):
-    """Self-attention over one text, each formula written out.
+    """Self-attention over one text, each formula written out: (T, d_in) -> (T, d_out).
 
-    Maps inputs (T, d_in) to context vectors (T, d_out).
-
-    Args:
-        d_in: width C of an input vector.
-        d_out: width D of queries, keys, values and context vectors.
-
-    Source: Vaswani et al. (2017), section 3.2.1; "Build a Large Language Model (From
-    Scratch)", section 3.4.
+    Source: Vaswani et al. (2017), section 3.2.1; Raschka (2024), section 3.4.
     """
 
     def __init__(self, d_in: int, d_out: int) -> None:
@@ -50,16 +51,9 @@ class SelfAttention_v1(nn.Module):
 
 
 class SelfAttention_v2(nn.Module):
-    """Self-attention over one text, with linear layers for the three roles.
+    """Self-attention over one text, with linear layers: (T, d_in) -> (T, d_out).
 
-    Maps inputs (T, d_in) to context vectors (T, d_out).
-
-    Args:
-        d_in: width C of an input vector.
-        d_out: width D of queries, keys, values and context vectors.
-        qkv_bias: whether queries, keys and values have a bias.
-
-    Source: "Build a Large Language Model (From Scratch)", section 3.4.
+    `qkv_bias` adds a bias to queries, keys and values. Source: Raschka (2024), 3.4.
     """
 
     def __init__(self, d_in: int, d_out: int, qkv_bias: bool = False) -> None:
@@ -76,48 +70,11 @@ class SelfAttention_v2(nn.Module):
         return torch.softmax(scores, dim=-1) @ values  # (T, D)
 
 
-def _check_dropout(dropout: float) -> None:
-    """Raise ValueError unless dropout is a share that leaves something over."""
-    if not 0 <= dropout < 1:
-        raise ValueError(
-            f"dropout {dropout} is outside [0, 1); choose 0.0 to drop nothing, or a "
-            "small share such as 0.1"
-        )
-
-
-def _check_input(
-    x: torch.Tensor, d_in: int, context_length: int, past: int = 0
-) -> None:
-    """Raise ValueError unless x is (B, T, d_in) and fits behind `past` tokens."""
-    if x.dim() != 3 or x.shape[2] != d_in:
-        raise ValueError(
-            f"input of shape {tuple(x.shape)} is not (batch, tokens, {d_in}); the last "
-            f"size must be the layer's d_in, {d_in}"
-        )
-    if past + x.shape[1] > context_length:
-        raise ValueError(
-            f"{past + x.shape[1]} tokens do not fit into context_length "
-            f"{context_length}; crop the text, or build the layer with a longer context"
-        )
-
-
 class CausalAttention(nn.Module):
-    """Self-attention over a batch of texts in which no token sees a later one.
+    """Self-attention in which no token sees a later one: (B, T, d_in) -> (B, T, d_out).
 
-    Maps inputs (B, T, d_in) to context vectors (B, T, d_out).
-
-    Args:
-        d_in: width C of an input vector.
-        d_out: width D of queries, keys, values and context vectors.
-        context_length: the longest text that fits.
-        dropout: share of the attention weights dropped in training.
-        qkv_bias: whether queries, keys and values have a bias.
-
-    Raises:
-        ValueError: for dropout outside [0, 1) and, when called, for an input of another
-            width or longer than context_length.
-
-    Source: "Build a Large Language Model (From Scratch)", section 3.5.
+    `context_length` is the longest text that fits, `dropout` the share of the weights
+    dropped in training. Source: Raschka (2024), section 3.5.
     """
 
     def __init__(
@@ -129,7 +86,7 @@ class CausalAttention(nn.Module):
         qkv_bias: bool = False,
     ) -> None:
         super().__init__()
-        _check_dropout(dropout)
+        check_dropout(dropout)
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
@@ -138,7 +95,7 @@ class CausalAttention(nn.Module):
         self.register_buffer("mask", future)  # True where j > i
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        _check_input(x, self.W_query.in_features, len(self.mask))
+        check_vectors(x, self.W_query.in_features, len(self.mask))
         T = x.shape[1]
         queries = self.W_query(x)  # (B, T, D)
         keys = self.W_key(x)
@@ -150,22 +107,9 @@ class CausalAttention(nn.Module):
 
 
 class MultiHeadAttentionWrapper(nn.Module):
-    """Several causal attention layers side by side: multi-head attention by stacking.
+    """Causal attention layers side by side: (B, T, d_in) -> (B, T, num_heads * d_out).
 
-    Maps inputs (B, T, d_in) to context vectors (B, T, num_heads * d_out).
-
-    Args:
-        d_in: width C of an input vector.
-        d_out: width D of *one* head.
-        context_length: the longest text that fits.
-        dropout: share of the attention weights dropped in training.
-        num_heads: number of heads H.
-        qkv_bias: whether queries, keys and values have a bias.
-
-    Raises:
-        ValueError: for fewer than one head, and as `CausalAttention` does.
-
-    Source: "Build a Large Language Model (From Scratch)", section 3.6.
+    `d_out` is the width of *one* head. Source: Raschka (2024), section 3.6.
     """
 
     def __init__(
@@ -178,8 +122,7 @@ class MultiHeadAttentionWrapper(nn.Module):
         qkv_bias: bool = False,
     ) -> None:
         super().__init__()
-        if num_heads < 1:
-            raise ValueError(f"num_heads {num_heads} is below 1; choose at least 1")
+        check_at_least_one("num_heads", num_heads)
         self.heads = nn.ModuleList(
             CausalAttention(d_in, d_out, context_length, dropout, qkv_bias)
             for _ in range(num_heads)
@@ -190,67 +133,32 @@ class MultiHeadAttentionWrapper(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the tokens that one attention layer has already read.
+    """Keys and values of the `length` tokens that one attention layer has already read.
 
-    Room for `max_length` tokens is taken at the first `append`. Later calls write into
-    it and return views, so nothing is copied as the text grows. It is meant for
-    generation, under `torch.no_grad()`.
-
-    Args:
-        max_length: the most tokens the cache can hold.
-
-    Attributes:
-        length: how many tokens it holds now.
-        keys, values: tensors (B, H, max_length, D), of which the first `length` rows
-            count; None until the first `append`.
-
-    Source: Pope et al. (2023), "Efficiently Scaling Transformer Inference".
+    Room for `max_length` tokens is taken at the first `append`; meant for generation,
+    under `torch.no_grad()`. Source: Pope et al. (2023).
     """
 
     def __init__(self, max_length: int) -> None:
-        if max_length < 1:
-            raise ValueError(
-                f"max_length {max_length} is below 1; a cache needs room for one token"
-            )
+        check_at_least_one("max_length", max_length)
         self.max_length = max_length
         self.length = 0
-        self.keys: torch.Tensor | None = None
+        self.keys: torch.Tensor | None = None  # (B, H, max_length, D)
         self.values: torch.Tensor | None = None
 
     def append(
         self, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add keys and values of the newest tokens; return those of all tokens so far.
-
-        Args:
-            keys, values: tensors (B, H, T, D) of the T newest tokens.
-
-        Returns:
-            Two views (B, H, length, D).
-
-        Raises:
-            ValueError: if the cache is full, or was begun with another B, H or D.
-        """
+        """Add new tokens' (B, H, T, D); return views of all (B, H, length, D)."""
+        check_new_keys(self, keys)
         B, H, T, D = keys.shape
-        start, end = self.length, self.length + T
-        if end > self.max_length:
-            raise ValueError(
-                f"the cache holds {self.max_length} tokens, not {end}; make a larger "
-                "one, or crop the text and start with an empty cache"
-            )
-        if start == 0:
+        if self.length == 0:
             self.keys = keys.new_empty(B, H, self.max_length, D)
             self.values = values.new_empty(B, H, self.max_length, D)
-        elif self.keys.shape != (B, H, self.max_length, D):
-            begun = tuple(self.keys[:, :, :start].shape)
-            raise ValueError(
-                f"keys of shape {(B, H, T, D)} cannot follow cached keys of shape "
-                f"{begun}; use one cache for each layer and each batch of texts"
-            )
-        self.keys[:, :, start:end] = keys
-        self.values[:, :, start:end] = values
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        start, self.length = self.length, self.length + T
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 def _ignore_stored_mask(module, state_dict, prefix, *_) -> None:
@@ -258,36 +166,11 @@ def _ignore_stored_mask(module, state_dict, prefix, *_) -> None:
     state_dict.pop(f"{prefix}mask", None)
 
 
-def _check_settings(d_out: int, num_heads: int, dropout: float) -> None:
-    """Raise ValueError unless d_out can be cut into heads and dropout is a share."""
-    _check_dropout(dropout)
-    if num_heads < 1:
-        raise ValueError(f"num_heads {num_heads} is below 1; choose at least 1")
-    if d_out % num_heads != 0:
-        divisors = [n for n in range(1, d_out + 1) if d_out % n == 0]
-        nearest = sorted(divisors, key=lambda n: abs(n - num_heads))[:2]
-        raise ValueError(
-            f"d_out {d_out} is not divisible by num_heads {num_heads}; choose a "
-            f"divisor such as {' or '.join(map(str, sorted(nearest)))}"
-        )
-
-
 class MultiHeadAttention(nn.Module):
-    """Causal multi-head attention, fused, with an optional key/value cache.
+    """Causal multi-head attention, fused: (B, T, d_in) -> (B, T, d_out).
 
-    Maps inputs (B, T, d_in) to outputs (B, T, d_out). Given a `KVCache`, the inputs are
-    the tokens that follow those in the cache, and are added to it.
-
-    Args:
-        d_in: width C of an input vector.
-        d_out: width of the output; each head is d_out / num_heads wide.
-        context_length: the longest text that fits, cached tokens included.
-        dropout: share of the attention weights dropped in training.
-        num_heads: number of heads H.
-        qkv_bias: whether queries, keys and values have a bias.
-
-    Raises:
-        ValueError: for settings, an input or a cache that do not fit, with the remedy.
+    Each of the `num_heads` heads is d_out / num_heads wide. Given a `KVCache`, the
+    inputs are the tokens that follow those in the cache, and are added to it.
 
     Source: Vaswani et al. (2017), section 3.2.2.
     """
@@ -302,7 +185,7 @@ class MultiHeadAttention(nn.Module):
         qkv_bias: bool = False,
     ) -> None:
         super().__init__()
-        _check_settings(d_out, num_heads, dropout)
+        check_head_settings(d_out, num_heads, dropout)
         self.d_in, self.d_out = d_in, d_out
         self.num_heads, self.head_dim = num_heads, d_out // num_heads
         self.context_length, self.dropout = context_length, dropout
@@ -315,11 +198,11 @@ class MultiHeadAttention(nn.Module):
     def split_heads(self, x: torch.Tensor) -> torch.Tensor:
         """Cut rows (B, T, d_out) into heads (B, H, T, D)."""
         B, T, _ = x.shape
-        return x.view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
+        return x.view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # eq. 3.10
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         past = 0 if cache is None else cache.length
-        _check_input(x, self.d_in, self.context_length, past)
+        check_vectors(x, self.d_in, self.context_length, past)
         B, T, _ = x.shape
         queries = self.split_heads(self.W_query(x))  # (B, H, T, D)
         keys = self.split_heads(self.W_key(x))
@@ -327,16 +210,12 @@ class MultiHeadAttention(nn.Module):
         mask = None
         if cache is not None:
             keys, values = cache.append(keys, values)  # (B, H, past + T, D)
-            if past > 0 and T > 1:  # a single new token may see everything
-                mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device)
-                mask = mask.tril(past)  # True where row t may look: columns to past + t
+        if past > 0 and T > 1:  # a single new token may see everything
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device)
+            mask = mask.tril(past)  # True where row t may look: columns to past + t
+        dropout = self.dropout if self.training else 0.0
         context = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=past == 0,
+            queries, keys, values, mask, dropout, is_causal=past == 0
         )  # (B, H, T, D)
         context = context.transpose(1, 2).reshape(B, T, self.d_out)
         return self.out_proj(context)
@@ -344,21 +223,11 @@ class MultiHeadAttention(nn.Module):
 
 @torch.no_grad()
 def attention_weights(attention: MultiHeadAttention, x: torch.Tensor) -> torch.Tensor:
-    """Who listens to whom in a layer: the weights that fused attention never stores.
+    """Weights (B, H, T, T) of a layer for its input (B, T, d_in), without dropout.
 
-    Args:
-        attention: a `MultiHeadAttention` layer.
-        x: its input (B, T, d_in).
-
-    Returns:
-        Weights (B, H, T, T), without dropout; each row sums to 1.
-
-    Raises:
-        ValueError: for an input that the layer itself would refuse.
-
-    Source: Vaswani et al. (2017), equation 1.
+    Fused attention never stores them. Source: Vaswani et al. (2017), equation 1.
     """
-    _check_input(x, attention.d_in, attention.context_length)
+    check_vectors(x, attention.d_in, attention.context_length)
     T = x.shape[1]
     queries = attention.split_heads(attention.W_query(x))  # (B, H, T, D)
     keys = attention.split_heads(attention.W_key(x))

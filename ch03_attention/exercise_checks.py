@@ -1,5 +1,6 @@
 """Checks for the exercises of chapter 3: each says what is wrong, and where to look."""
 
+import itertools
 import math
 
 import torch
@@ -38,7 +39,14 @@ def causal_mask(mask_of) -> None:
 def safe_softmax(softmax) -> None:
     """Check exercise 2: a stable softmax in which a fully hidden row becomes zeros."""
     scores = torch.randn(2, 3, 5, generator=_generator())
-    result = _tensor(softmax(scores), "safe_softmax(scores)", (2, 3, 5))
+    result = _run(
+        softmax,
+        scores,
+        call="safe_softmax(scores)",
+        hint="a maximum or a sum over the last dimension has lost that dimension; "
+        "keepdim=True keeps it, with size 1",
+    )
+    _tensor(result, "safe_softmax(scores)", (2, 3, 5))
     assert torch.allclose(result.sum(dim=-1), torch.ones(2, 3)), (
         "the weights should sum to 1 over the last dimension, for any number of "
         "dimensions before it (use dim=-1 and keepdim=True)"
@@ -88,9 +96,9 @@ class _Leaky(nn.Module):
         if self.kind == "off by one":
             future = future.triu(2)
         if self.kind == "last only":
-            future[0, -1] = False
+            future[0, -1:] = False
         if self.kind == "one pair":
-            future[1, 3] = False
+            future[1:2, 3:4] = False  # slices: a text may have fewer than four tokens
         return torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1) @ x
 
 
@@ -98,11 +106,10 @@ def leaks(has_leak) -> None:
     """Check exercise 3: `has_leak(layer, T, d_in)` finds layers that see ahead."""
     torch.manual_seed(SEED)
     sound = MultiHeadAttention(8, 8, context_length=6, dropout=0.0, num_heads=2)
-    answer = has_leak(sound, 6, 8)
-    _answered(answer, "leaks(layer, T, d_in)")
-    assert not answer, (
+    assert not _verdict(has_leak, sound), (
         "MultiHeadAttention is causal, but your function says that it leaks; compare "
-        "only outputs *before* the input that you change"
+        "only outputs *before* the input that you change, and allow for rounding "
+        "(torch.allclose, not torch.equal)"
     )
     cases = {
         "after": "masks after the softmax: what leaks is the size of the weights",
@@ -111,8 +118,21 @@ def leaks(has_leak) -> None:
         "one pair": "lets only token 1 see only token 3; try every pair",
     }
     for kind, description in cases.items():
-        assert has_leak(_Leaky(kind), 6, 8), f"you missed a layer that {description}"
+        leaky = _Leaky(kind)
+        assert _verdict(has_leak, leaky), f"you missed a layer that {description}"
     print("Right: four leaks found, and no false alarm.")
+
+
+def _verdict(has_leak, layer: nn.Module) -> bool:
+    """What `has_leak` says of a layer, or AssertionError if it says nothing clear."""
+    call = "leaks(layer, T, d_in)"
+    hint = "the layer takes one text (1, T, d_in), of T tokens or fewer"
+    verdict = _answered(_run(has_leak, layer, 6, 8, call=call, hint=hint), call)
+    assert not isinstance(verdict, torch.Tensor) or verdict.numel() == 1, (
+        f"{call} should be one True or False, not {verdict.numel()} of them; "
+        "finish with .any()"
+    )
+    return bool(verdict)
 
 
 def costs(parameters, flops, cache_bytes) -> None:
@@ -161,27 +181,15 @@ def grouped_query_attention(attend) -> None:
     queries = torch.randn(2, 6, 5, 4, generator=generator)  # (B, H, T, D)
     keys = torch.randn(2, 3, 5, 4, generator=generator)  # (B, G, T, D)
     values = torch.randn(2, 3, 5, 4, generator=generator)
-    result = attend(queries, keys, values)
-    _tensor(result, "grouped_query_attention(...)", (2, 6, 5, 4))
-    expected = torch.stack(
-        [
-            F.scaled_dot_product_attention(
-                queries[:, h], keys[:, h // 2], values[:, h // 2], is_causal=True
-            )
-            for h in range(6)
-        ],
-        dim=1,
+    call = "grouped_query_attention(...)"
+    hint = "give each of the 6 query heads a key head of its own before you multiply"
+    result = _run(attend, queries, keys, values, call=call, hint=hint)
+    _tensor(result, call, (2, 6, 5, 4))
+    assert not torch.isnan(result).any(), (
+        "there are nan: is some row hidden from end to end? A token sees itself"
     )
-    first_wrong = [
-        h
-        for h in range(6)
-        if not torch.allclose(result[:, h], expected[:, h], atol=1e-5)
-    ]
-    assert not first_wrong, (
-        f"query head {first_wrong[0]} is wrong. With 6 query heads and 3 key heads, "
-        "query heads 0 and 1 share key head 0, heads 2 and 3 share key head 1, and so "
-        "on (repeat_interleave, not repeat); and the mask is causal"
-    )
+    if not torch.allclose(result, _grouped(queries, keys, values), atol=1e-5):
+        raise AssertionError(_what_is_wrong(result, queries, keys, values))
     same = attend(queries[:, :3], keys, values)
     plain = F.scaled_dot_product_attention(queries[:, :3], keys, values, is_causal=True)
     assert torch.allclose(same, plain, atol=1e-5), (
@@ -190,15 +198,56 @@ def grouped_query_attention(attend) -> None:
     print("Right: six query heads over three key heads, and half the cache.")
 
 
-class _LargestTensor(TorchFunctionMode):
-    """Remembers the number of values in the largest tensor that a function returned."""
+FAULTS = {
+    "order": "query heads that share stand side by side: heads 0 and 1 use key head 0, "
+    "heads 2 and 3 use key head 1 (repeat_interleave, not repeat)",
+    "mask": "a token listens to later ones: the causal mask is missing",
+    "scale": "the scores are not divided by sqrt(D)",
+}
+
+
+def _grouped(queries, keys, values, faults: tuple[str, ...] = ()) -> torch.Tensor:
+    """Grouped-query attention, right or with some of `FAULTS`."""
+    T, D = queries.shape[2:]
+    copies = queries.shape[1] // keys.shape[1]
+    if "order" in faults:
+        keys, values = (x.repeat(1, copies, 1, 1) for x in (keys, values))
+    else:
+        keys, values = (x.repeat_interleave(copies, dim=1) for x in (keys, values))
+    scores = queries @ keys.transpose(2, 3)
+    if "scale" not in faults:
+        scores = scores / math.sqrt(D)
+    if "mask" not in faults:
+        scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf)
+    return torch.softmax(scores, dim=-1) @ values
+
+
+def _what_is_wrong(result, queries, keys, values) -> str:
+    """The faults that explain a wrong result, or where it first goes wrong."""
+    for n_faults in range(1, len(FAULTS) + 1):
+        for faults in itertools.combinations(FAULTS, n_faults):
+            explained = _grouped(queries, keys, values, faults)
+            if torch.allclose(result, explained, atol=1e-5):
+                return "; and ".join(FAULTS[fault] for fault in faults)
+    close = torch.isclose(result, _grouped(queries, keys, values), atol=1e-5)
+    head, token = (~close.all(dim=3).all(dim=0)).nonzero()[0].tolist()
+    return (
+        f"query head {head} is wrong from token {token} on: with 6 query heads and 3 "
+        f"key heads it should use key and value head {head // 2}, causally"
+    )
+
+
+class _Watch(TorchFunctionMode):
+    """Remembers the size of the largest tensor made, and the names of all functions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.numel = 0
+        self.names: set[str] = set()
 
     def __torch_function__(self, function, types, arguments=(), options=None):
         result = function(*arguments, **(options or {}))
+        self.names.add(getattr(function, "__name__", ""))
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):
                 self.numel = max(self.numel, tensor.numel())
@@ -210,8 +259,10 @@ def blockwise_attention(attend) -> None:
     generator = _generator()
     for T, block_size in ((8, 8), (8, 4), (10, 4), (5, 1)):
         queries, keys, values = torch.randn(3, 2, 3, T, 4, generator=generator)
-        result = attend(queries, keys, values, block_size)
-        _tensor(result, "blockwise_attention(...)", (2, 3, T, 4))
+        call = f"blockwise_attention(...) with {T} tokens and blocks of {block_size}"
+        hint = "the last block may be shorter, and old sums need keepdim=True"
+        result = _run(attend, queries, keys, values, block_size, call=call, hint=hint)
+        _tensor(result, call, (2, 3, T, 4))
         expected = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         wrong = ~torch.isclose(result, expected, atol=1e-5).all(dim=3)  # (B, H, T)
         hint = (
@@ -231,11 +282,15 @@ def blockwise_attention(attend) -> None:
     assert torch.isfinite(result).all(), (
         "large scores give nan or inf: take exponentials of score - running maximum"
     )
-    with _LargestTensor() as largest:
-        queries, keys, values = torch.randn(3, 1, 1, 256, 4, generator=generator)
+    queries, keys, values = torch.randn(3, 1, 1, 256, 4, generator=generator)
+    with _Watch() as watch:
         attend(queries, keys, values, 16)
-    assert largest.numel < 256 * 256, (
-        f"a tensor of {largest.numel:,} numbers was made for 256 tokens: the point is "
+    assert not any("attention" in name for name in watch.names), (
+        "these are the right numbers, but PyTorch's own attention made them; the task "
+        "is to write what it does inside"
+    )
+    assert watch.numel < 256 * 256, (
+        f"a tensor of {watch.numel:,} numbers was made for 256 tokens: the point is "
         "never to write down all 256 x 256 weights"
     )
     print("Right: F.scaled_dot_product_attention's numbers, without the T x T table.")
@@ -243,6 +298,15 @@ def blockwise_attention(attend) -> None:
 
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
+
+
+def _run(function, *arguments, call: str, hint: str):
+    """What the function returns, or AssertionError with its failure and a hint."""
+    try:
+        return function(*arguments)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise AssertionError(f"{call} failed: {reason}. Perhaps {hint}") from error
 
 
 def _answered(value, call: str):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ch03_attention import exercise_checks as checks
+from ch03_attention import guards
 from shared.ch03 import (
     CausalAttention,
     KVCache,
@@ -334,6 +335,14 @@ def test_width_not_divisible_by_heads():
         MultiHeadAttention(4, 4, 8, 0.0, num_heads=8)
 
 
+def test_another_chapters_names_in_the_message_about_divisors():
+    message = (
+        "emb_dim 10 is not divisible by n_heads 4; choose a divisor such as 2 or 5"
+    )
+    with pytest.raises(ValueError, match=message):
+        guards.check_divisible(10, 4, "emb_dim", "n_heads")
+
+
 @pytest.mark.parametrize("layer", [MultiHeadAttention, MultiHeadAttentionWrapper])
 @pytest.mark.parametrize("num_heads", [0, -2])
 def test_too_few_heads(layer, num_heads):
@@ -372,40 +381,116 @@ def test_cached_tokens_count_towards_the_context():
     assert cache.length == 5
 
 
-# The exercises' checks say what is wrong
+# The exercises' checks accept what is right and say what is wrong
 
 
 def blank(*arguments):
     return None
 
 
+def by_comparing(T):
+    return torch.arange(T) > torch.arange(T)[:, None]
+
+
+def by_filling(scores):
+    hidden = (scores == -torch.inf).all(dim=-1, keepdim=True)
+    return torch.softmax(scores.masked_fill(hidden, 0.0), dim=-1).masked_fill(hidden, 0)
+
+
+def by_clamping(scores):
+    exponentials = (scores - scores.amax(-1, keepdim=True).clamp(min=-1e30)).exp()
+    return exponentials / exponentials.sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+def by_prefixes(layer, T, d_in):
+    x = torch.randn(1, T, d_in, generator=torch.Generator().manual_seed(0))
+    whole = layer(x)
+    return any(
+        not torch.allclose(layer(x[:, :t]), whole[:, :t], atol=1e-6)
+        for t in range(1, T)
+    )
+
+
+def by_derivatives(layer, T, d_in):
+    x = torch.randn(1, T, d_in, generator=torch.Generator().manual_seed(0))
+    moved = torch.autograd.functional.jacobian(layer, x)  # (1, T, D, 1, T, C)
+    return (moved.abs().sum(dim=(0, 2, 3, 5)).triu(1) > 1e-7).any()
+
+
+def by_groups(queries, keys, values):
+    B, H, T, D = queries.shape
+    queries = queries.view(B, keys.shape[1], -1, T, D)
+    scores = queries @ keys[:, :, None].transpose(3, 4) / math.sqrt(D)
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
+    weights = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+    return (weights @ values[:, :, None]).reshape(B, H, T, D)
+
+
+def by_pytorch(queries, keys, values):
+    return F.scaled_dot_product_attention(
+        queries, keys, values, is_causal=True, enable_gqa=True
+    )
+
+
+def in_blocks(queries, keys, values, block_size, shrinks=True):
+    """Split into blocks first; `shrinks=False` forgets to shrink the old sums."""
+    T, D = queries.shape[2:]
+    total, context, largest = 0, 0, torch.full((1, 1, T, 1), -1e30)
+    columns = torch.arange(T).split(block_size)
+    blocks = zip(
+        keys.split(block_size, 2), values.split(block_size, 2), columns, strict=True
+    )
+    for some_keys, some_values, places in blocks:
+        scores = torch.einsum("bhtd,bhsd->bhts", queries, some_keys) / math.sqrt(D)
+        future = places > torch.arange(T)[:, None]
+        scores = scores.masked_fill(future, -torch.inf)
+        new = scores.amax(-1, keepdim=True).clamp(min=-1e30).maximum(largest)
+        shrink = (largest - new).exp() if shrinks else 1
+        exponentials = (scores - new).exp()
+        total = total * shrink + exponentials.sum(-1, keepdim=True)
+        context = context * shrink + exponentials @ some_values
+        largest = new
+    return context / total
+
+
+RIGHT_COSTS = [
+    lambda width: 4 * width * width + width,
+    lambda T, width: sum([4 * 2 * T * width**2, 2 * 2 * T * T * width]),
+    lambda T, width, n_layers, size: 2 * n_layers * T * width * size,
+]
+
+
+@pytest.mark.parametrize(
+    "check, answers",
+    [
+        (checks.causal_mask, [by_comparing]),
+        (checks.causal_mask, [lambda T: torch.ones(T, T).triu(1).bool()]),
+        (checks.safe_softmax, [by_filling]),
+        (checks.safe_softmax, [by_clamping]),
+        (checks.leaks, [by_prefixes]),
+        (checks.leaks, [by_derivatives]),
+        (checks.costs, RIGHT_COSTS),
+        (checks.grouped_query_attention, [by_groups]),
+        (checks.grouped_query_attention, [by_pytorch]),
+        (checks.blockwise_attention, [in_blocks]),
+    ],
+)
+def test_a_right_answer_of_another_style_is_accepted(check, answers, capsys):
+    check(*answers)
+    assert "Right:" in capsys.readouterr().out
+
+
 def naive(scores):
     return scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
-
-
-def one_row_per_text(queries, keys, values, block_size):
-    return F.scaled_dot_product_attention(queries, keys, values)
-
-
-def all_at_once(queries, keys, values, block_size):
-    scores = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[-1])
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    return torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1) @ values
-
-
-def repeated_wrongly(queries, keys, values):
-    copies = queries.shape[1] // keys.shape[1]
-    return F.scaled_dot_product_attention(
-        queries,
-        keys.repeat(1, copies, 1, 1),
-        values.repeat(1, copies, 1, 1),
-        is_causal=True,
-    )
 
 
 def one_maximum_for_all(scores):
     exponentials = (scores - scores.max()).exp()
     return exponentials / exponentials.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+
+
+def without_keepdim(scores):
+    return (scores - scores.max(dim=-1).values).exp()
 
 
 def changes_the_last_token_only(layer, T, d_in):
@@ -415,20 +500,45 @@ def changes_the_last_token_only(layer, T, d_in):
     return not torch.allclose(layer(x)[:, :-1], layer(changed)[:, :-1], atol=1e-6)
 
 
-def without_shrinking(queries, keys, values, block_size):
-    T, D = queries.shape[2:]
-    total = context = 0
-    for start in range(0, T, block_size):
-        scores = queries @ keys[:, :, start : start + block_size].transpose(2, 3)
-        columns = torch.arange(start, start + scores.shape[-1])
-        scores = (scores / math.sqrt(D)).masked_fill(
-            columns > torch.arange(T)[:, None], -torch.inf
-        )
-        largest = scores.max(dim=-1, keepdim=True).values.clamp(min=-100)
-        exponentials = (scores - largest).exp()  # never shrunk later
-        total = total + exponentials.sum(dim=-1, keepdim=True)
-        context = context + exponentials @ values[:, :, start : start + block_size]
-    return context / total
+def every_pair_apart(layer, T, d_in):
+    x = torch.randn(1, T, d_in)
+    return (layer(x) != layer(x + 1)).any(dim=2)
+
+
+def repeated_wrongly(queries, keys, values, **options):
+    copies = queries.shape[1] // keys.shape[1]
+    keys, values = keys.repeat(1, copies, 1, 1), values.repeat(1, copies, 1, 1)
+    options = {"is_causal": True, **options}
+    return F.scaled_dot_product_attention(queries, keys, values, **options)
+
+
+def without_mask(queries, keys, values):
+    return F.scaled_dot_product_attention(queries, keys, values, enable_gqa=True)
+
+
+def without_scale(queries, keys, values):
+    return by_pytorch(queries * math.sqrt(queries.shape[-1]), keys, values)
+
+
+def without_copies(queries, keys, values):
+    return torch.softmax(queries @ keys.transpose(2, 3), dim=-1) @ values
+
+
+def only_keys_in_order(queries, keys, values):
+    keys, values = keys.repeat_interleave(2, dim=1), values.repeat(1, 2, 1, 1)
+    return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+
+
+def no_mask_at_all(queries, keys, values, block_size):
+    return F.scaled_dot_product_attention(queries, keys, values)
+
+
+def pytorchs_own(queries, keys, values, block_size):
+    return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+
+
+def all_at_once(queries, keys, values, block_size):
+    return by_groups(queries, keys, values)
 
 
 @pytest.mark.parametrize(
@@ -445,18 +555,41 @@ def without_shrinking(queries, keys, values, block_size):
         (checks.safe_softmax, [lambda s: torch.softmax(s, dim=-1)], "row of -inf"),
         (checks.safe_softmax, [lambda s: torch.softmax(s, dim=0)], "sum to 1"),
         (checks.safe_softmax, [one_maximum_for_all], "its own largest score"),
+        (checks.safe_softmax, [without_keepdim], "keepdim=True keeps it"),
         (checks.leaks, [blank], "returned nothing yet"),
         (checks.leaks, [lambda layer, T, d_in: True], "says that it leaks"),
         (checks.leaks, [lambda layer, T, d_in: False], "after the softmax"),
         (checks.leaks, [changes_the_last_token_only], "token 1 see only token 3"),
+        (checks.leaks, [every_pair_apart], "not 6 of them"),
+        (checks.leaks, [lambda layer, T: False], "failed: .*positional arg"),
         (checks.costs, [blank, blank, blank], "returned nothing yet"),
         (checks.costs, [lambda w: 4 * w**2, blank, blank], "one bias"),
+        (checks.costs, [RIGHT_COSTS[0], lambda T, w: 4 * T * w**2, blank], "2abc"),
+        (checks.costs, [*RIGHT_COSTS[:2], lambda T, w, n, b: T * w * n * b], "one key"),
         (checks.grouped_query_attention, [blank], "returned nothing yet"),
-        (checks.grouped_query_attention, [repeated_wrongly], "repeat_interleave"),
+        (checks.grouped_query_attention, [repeated_wrongly], "^query .*interleave"),
+        (checks.grouped_query_attention, [without_mask], "^a token listens to later"),
+        (checks.grouped_query_attention, [without_scale], "^the scores are not div"),
+        (
+            checks.grouped_query_attention,
+            [lambda q, k, v: repeated_wrongly(q, k, v, is_causal=False)],
+            "interleave.*; and a token listens to later",
+        ),
+        (checks.grouped_query_attention, [without_copies], "failed: .*key head of its"),
+        (
+            checks.grouped_query_attention,
+            [only_keys_in_order],
+            "^query head 1 is wrong",
+        ),
         (checks.blockwise_attention, [blank], "returned nothing yet"),
-        (checks.blockwise_attention, [one_row_per_text], "token 0 .* causal mask"),
-        (checks.blockwise_attention, [without_shrinking], "shrink both old sums"),
+        (checks.blockwise_attention, [no_mask_at_all], "token 0 .* causal mask"),
+        (
+            checks.blockwise_attention,
+            [lambda *arguments: in_blocks(*arguments, shrinks=False)],
+            "shrink both old sums",
+        ),
         (checks.blockwise_attention, [all_at_once], "65,536 numbers"),
+        (checks.blockwise_attention, [pytorchs_own], "PyTorch's own attention"),
     ],
 )
 def test_a_wrong_answer_is_told_why(check, answers, message):
