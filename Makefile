@@ -7,6 +7,12 @@
 # Each command first builds the virtual environment .venv, if that is missing or older
 # than the list of requirements.
 
+# A training step frees and allocates the same hundreds of megabytes again and again. By
+# default glibc gives them back to the system, which then must clear each page anew: up to
+# a quarter of the time. Elsewhere than on Linux these two say nothing.
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := 1000000000000
+
 PYTHON ?= python3
 RUN := .venv/bin/python
 READY := .venv/ready
@@ -18,7 +24,8 @@ course: $(READY)
 
 test: $(READY)
 	$(RUN) -m tools.export --check
-	$(RUN) -m pytest --nbval --nbval-current-env tests $(sort $(wildcard ch*_* appendix_*))
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	    --nbval --nbval-current-env tests $(sort $(wildcard ch*_* appendix_*))
 
 lab: $(READY)
 	$(RUN) -m jupyterlab $(LAB_ARGS) README.md

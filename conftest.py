@@ -1,4 +1,4 @@
-"""How `pytest --nbval` compares a notebook's stored outputs with those of a fresh run.
+"""How pytest runs the course: tests without network, notebooks against their outputs.
 
 nbval compares text exactly. Processors differ in the last digit of a sum, so here a
 decimal may differ by one unit in its last printed place; integers, words and shapes
@@ -8,17 +8,49 @@ never are, and a cell that was never run fails instead of passing silently.
 
 import os
 import re
+import socket
 
+import pytest
 from nbval.plugin import IPyNbCell
 
 # Two threads that spin while they wait are many times slower beside a busy process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# What takes longest begins first where two processes share the files among them.
+LONGEST_FIRST = [
+    *("instructions.ipynb", "lora.ipynb", "pretraining.ipynb", "classification.ipynb"),
+    *("test_pretrain_run.py", "test_tools_bundle.py", "gpt_model.ipynb"),
+]
 
 # The exercises are made from the solutions, which are run; their answers are blank.
 collect_ignore_glob = ["*/exercises.ipynb"]
 
 DECIMAL = re.compile(r"(?<![\w.])-?\d+\.(\d{2,})(?:e([-+]?\d+))?(?![\w.]*\w)")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # one of pytest-xdist's processes
+        items.sort(
+            key=lambda item: (
+                LONGEST_FIRST.index(item.path.name)
+                if item.path.name in LONGEST_FIRST
+                else len(LONGEST_FIRST)
+            )
+        )
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Let a test reach no other machine; data that is only there is skipped."""
+    usual = socket.getaddrinfo
+
+    def look_up(host, *arguments, **others):
+        if host not in (None, "", "localhost", "127.0.0.1", "::1"):
+            raise RuntimeError(f"tests use no network, so {host} is not looked up")
+        return usual(host, *arguments, **others)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
 def pytest_itemcollected(item):

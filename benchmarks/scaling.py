@@ -30,7 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.checkpoints import Checkpoints
 from pretrain.hardware import Workers, keep_freed_memory
-from pretrain.run import Objective, flops_per_token
+from pretrain.objective import Objective
+from pretrain.run import flops_per_token
 from shared.ch04 import GPT2_CONFIGS, GPTModel
 
 GPT2 = {name: {**cfg, "drop_rate": 0.0} for name, cfg in GPT2_CONFIGS.items()}
@@ -70,7 +71,7 @@ def flops_table(sizes):
         model, T = meta_model(cfg), cfg["context_length"]
         ids = torch.zeros(1, T, dtype=torch.int64, device="meta")
         with FlopCounterMode(display=False) as counter:
-            Objective(model)(ids, ids).backward()
+            Objective(model, [None])(ids, ids).backward()
         predicted, counted = flops_per_token(model), counter.get_total_flops() / T
         attention = 12 * cfg["n_layers"] * T * cfg["emb_dim"]
         rows[name] = {
@@ -156,7 +157,7 @@ def states_table(sizes):
         model = meta_model(cfg)
         ids = torch.zeros(1, 1, dtype=torch.int64, device="meta")
         optimizer = torch.optim.AdamW(model.parameters())
-        Objective(model)(ids, ids).backward()
+        Objective(model, [None])(ids, ids).backward()
         optimizer.step()
         parts = {
             "parameters": sum(p.nbytes for p in model.parameters()),

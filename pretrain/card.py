@@ -1,10 +1,11 @@
 """Describe a finished pretraining run in numbers, for its model card.
 
-    python -m pretrain.card runs/base data/base
+    python -m pretrain.card runs/base-1 runs/base-2 data/base
 
-copies the model and the log of the run `runs/base` into the folder `data/base`, draws
-its losses there (`loss.png`), and writes what can be measured into its `README.md`,
-between the two marks that it finds there.
+copies the model and the logs (`log-1.jsonl` and so on) into the folder `data/base`,
+draws the losses there (`loss.png`), and writes what can be measured into its
+`README.md`, between the two marks that it finds there. Of several runs, each began with
+the model of the one before it, so their tokens are counted on.
 """
 
 import argparse
@@ -42,7 +43,7 @@ TEMPERATURE, TOP_K, NEW_TOKENS = 0.7, 40, 50
 
 
 def read_log(run: Path) -> list[dict]:
-    """The lines of a run's log.
+    """The lines of a run's log; of the folders in its settings only the names.
 
     Raises:
         ValueError: if the run has not come to its end.
@@ -51,27 +52,82 @@ def read_log(run: Path) -> list[dict]:
     log = [json.loads(line) for line in text.splitlines()]
     if not log or log[-1]["event"] != "end":
         raise ValueError(f"{run} is not finished; give its command again")
+    settings = log[0].get("settings", {})
+    for key in {"shards", "run_folder", "initial"} & settings.keys():
+        settings[key] = settings[key] and Path(settings[key]).name
     return log
 
 
-def draw_losses(log: list[dict], path: Path) -> None:
-    """Training loss, and held-out loss of each source, against tokens seen."""
+def count_on(logs: list[list[dict]]) -> list[list[dict]]:
+    """The same logs, with tokens counted from the first run on."""
+    result, before = [], 0
+    for log in logs:
+        result.append(
+            [
+                {**line, "tokens": line["tokens"] + before}
+                if "tokens" in line
+                else line
+                for line in log
+            ]
+        )
+        before = result[-1][-1]["tokens"]
+    return result
+
+
+def compares_all_tokens(settings: dict, step: int) -> bool:
+    """Whether the training loss after so many steps was over the whole vocabulary."""
+    for stage in settings.get("stages") or [settings]:
+        if step <= stage.get("steps", step):
+            return stage.get("vocabulary") is None
+        step -= stage["steps"]
+    return True
+
+
+def draw_losses(logs: list[list[dict]], path: Path) -> None:
+    """Training loss, held-out loss of each source, and the repeat test, by tokens seen.
+
+    The training loss over a part of the vocabulary is another quantity, and left out.
+    """
     plots.use_style()
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    train = [line for line in log if line["event"] == "train"]
-    axes.plot(
-        [line["tokens"] / 1e6 for line in train],
-        [line["loss"] for line in train],
-        color="0.8",
-        label="training",
+    looks = [line for log in logs for line in log if line["event"] == "eval"]
+    repeats = [line for line in looks if "repeat" in line]
+    figure, panels = plt.subplots(
+        1 + bool(repeats), figsize=(8, 4.5 + 2.5 * bool(repeats)), squeeze=False
     )
-    looks = [line for line in log if line["event"] == "eval"]
-    for number, name in enumerate(looks[-1]["losses"]):
-        points = [(line["tokens"] / 1e6, line["losses"][name]) for line in looks]
+    axes, *others = panels[:, 0]
+    label = "training"
+    for log in logs:
+        train = [
+            line
+            for line in log
+            if line["event"] == "train"
+            and compares_all_tokens(log[0].get("settings", {}), line["step"])
+        ]
+        axes.plot(
+            [line["tokens"] / 1e6 for line in train],
+            [line["loss"] for line in train],
+            color="0.8",
+            label=label,
+        )
+        label = None
+    names = dict.fromkeys(name for line in looks for name in line["losses"])
+    for number, name in enumerate(names):
+        points = [
+            (line["tokens"] / 1e6, line["losses"][name])
+            for line in looks
+            if name in line["losses"]
+        ]
         style = "-:"[number // len(plots.COLORS) % 2]  # more sources than colours
         axes.plot(*zip(*points, strict=True), style, marker=".", label=name)
     axes.set(xlabel="tokens (millions)", ylabel="loss (nats per token)")
     axes.legend(fontsize=7, ncols=2)
+    for below in others:
+        tokens = [line["tokens"] / 1e6 for line in repeats]
+        for half, name in enumerate(("first time", "second time")):
+            losses = [line["repeat"][half] for line in repeats]
+            below.plot(tokens, losses, marker=".", label=f"random tokens, {name}")
+        below.set(xlabel="tokens (millions)", ylabel="loss (nats per token)", ylim=0)
+        below.legend(fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -106,23 +162,27 @@ def sample(model: GPTModel, prompt: str, seed: int, tokenizer) -> str:
     return token_ids_to_text(ids, tokenizer)
 
 
-def describe(folder: Path, log: list[dict]) -> str:
+def describe(folder: Path, logs: list[list[dict]]) -> str:
     """The measured part of the card, as Markdown."""
-    start, end = log[0], log[-1]
+    seconds = sum(log[-1]["seconds"] for log in logs)
     model = build_pretrained(*read_gpt2_folder(folder))
     size = (folder / "model.safetensors").stat().st_size
-    rate = end["tokens"] / end["seconds"]
+    parameters = logs[0][0]["parameters"]
     facts = {
-        "parameters": f"{start['parameters']:,} (output head tied to the embedding)",
-        "tokens seen": f"{end['tokens']:,} in {end['step']:,} steps",
-        "hardware": f"{start['device']}, {start['threads']} threads, "
-        f"{start['precision']}, torch {start['torch']}",
-        "training time": f"{end['seconds'] / 60:.0f} minutes, {rate:,.0f} tokens/s",
-        "floating-point operations": f"{end['tokens'] * start['flops_per_token']:.2g}",
+        "parameters": f"{parameters:,} (output head tied to the embedding)",
+        "tokens seen": f"{logs[-1][-1]['tokens']:,}",
+        "training time": f"{seconds / 60:.0f} minutes",
         "file": f"{size / 1e6:.1f} MB, bfloat16",
     }
+    for number, log in enumerate(logs, start=1):
+        begun, ended = log[0], log[-1]
+        facts[f"run {number}"] = (
+            f"{ended['step']:,} steps in {ended['seconds'] / 60:.0f} minutes, up to "
+            f"token {ended['tokens']:,}; {begun['device']}, {begun['threads']} threads"
+            f", {begun['precision']}, torch {begun['torch']}"
+        )
     lines = ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items()), ""]
-    look = [line for line in log if line["event"] == "eval"][-1]
+    look = [line for line in logs[-1] if line["event"] == "eval"][-1]
     lines += ["| held-out text of | loss | perplexity |", "|---|---|---|"]
     for name, loss in {**look["losses"], "**the mixture**": look["loss"]}.items():
         lines.append(f"| {name} | {loss:.3f} | {math.exp(loss):.1f} |")
@@ -144,23 +204,27 @@ def describe(folder: Path, log: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def write_card(run: Path, folder: Path) -> None:
-    """Copy the model and the log of a run, draw the losses, fill the card in.
+def write_card(runs: list[Path], folder: Path) -> None:
+    """Copy the last run's model and all logs, draw the losses, fill the card in.
 
     Raises:
-        FileNotFoundError: if the run has no model, or the folder no `README.md`.
-        ValueError: if the run is not finished, or `README.md` lacks the marks.
+        FileNotFoundError: if the last run has no model, or the folder no `README.md`.
+        ValueError: if a run is not finished, or `README.md` lacks the marks.
     """
     card = folder / "README.md"
     before, found, rest = card.read_text(encoding="utf-8").partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not (found and ended):
         raise ValueError(f"{card} lacks the marks {BEGIN} and {END}")
-    log = read_log(run)
-    for source in (*(run / "model").iterdir(), run / "log.jsonl"):
+    logs = [read_log(run) for run in runs]
+    for source in (runs[-1] / "model").iterdir():
         shutil.copyfile(source, folder / source.name)
-    draw_losses(log, folder / "loss.png")
-    text = f"{before}{BEGIN}\n\n{describe(folder, log)}\n{END}{after}"
+    for number, log in enumerate(logs, start=1):
+        lines = "".join(json.dumps(line) + "\n" for line in log)
+        write_atomically(folder / f"log-{number}.jsonl", lines)
+    logs = count_on(logs)
+    draw_losses(logs, folder / "loss.png")
+    text = f"{before}{BEGIN}\n\n{describe(folder, logs)}\n{END}{after}"
     write_atomically(card, text)
 
 
@@ -170,11 +234,11 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m pretrain.card",
         description="Describe a finished pretraining run in numbers.",
     )
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("runs", type=Path, nargs="+", help="the folder of each run")
     parser.add_argument("folder", type=Path, help="the model's folder with README.md")
     given = parser.parse_args(arguments)
     try:
-        write_card(given.run, given.folder)
+        write_card(given.runs, given.folder)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

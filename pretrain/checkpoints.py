@@ -12,16 +12,26 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from pretrain.hardware import Workers
 from shared.files import write_atomically
 
 
 class PlainReader(dcp.FileSystemReader):
-    """Reads a checkpoint whose index, a pickle, may name nothing but a few data types.
+    """Reads a checkpoint whose index, a pickle, may make nothing but a few records.
 
     A pickle can name any function, and is executed on loading. So every name that a
-    checkpoint of tensors has no need of is refused.
+    checkpoint of tensors has no need of is refused, and so is a change of anything
+    that the pickle has not made itself.
     """
 
     def read_metadata(self, *args, **kwargs):
@@ -34,17 +44,40 @@ class PlainReader(dcp.FileSystemReader):
         try:
             with path.open("rb") as file:
                 metadata = _PlainUnpickler(file).load()
+            if not isinstance(metadata, Metadata):
+                raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__!r}")
+            if not isinstance(metadata.storage_meta, StorageMeta | None):
+                raise pickle.UnpicklingError(f"it names {metadata.storage_meta}")
         except Exception as error:  # bytes gone wrong can raise anything
             raise ValueError(
                 f"{path} is damaged or no checkpoint's ({error}); delete {path.parent} "
                 "to go on from the checkpoint before it"
             ) from None
-        if getattr(metadata, "storage_meta", None) is not None:
+        if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
-class _PlainUnpickler(pickle.Unpickler):
+# What an index is made of; each object is one of its own, so filling it harms no other.
+RECORDS = (
+    *(ChunkStorageMetadata, Metadata, MetadataIndex, StorageMeta),
+    *(TensorProperties, TensorStorageMetadata, _StorageInfo),
+)
+PLAIN_NAMES = {
+    *((record.__module__, record.__name__) for record in RECORDS),
+    *(("torch", name) for name in ("Size", "device")),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("pathlib._local", "PosixPath"),
+    ("pathlib._local", "WindowsPath"),
+}
+
+
+class _PlainUnpickler(pickle._Unpickler):  # in Python: C's cannot be told of BUILD
+    dispatch = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
@@ -52,23 +85,13 @@ class _PlainUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
 
+    def load_build(self) -> None:
+        """Fill a record; of a class, say, this would change every instance there is."""
+        if type(self.stack[-2]) not in RECORDS:
+            raise pickle.UnpicklingError(f"it changes {self.stack[-2]!r}")
+        super().load_build()
 
-PLAIN_NAMES = {
-    *(("torch", name) for name in ("Size", "device")),
-    ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("pathlib._local", "PosixPath"),
-    ("pathlib._local", "WindowsPath"),
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata"),
-            *("ChunkStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING"),
-        )
-    ),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-}
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 class Checkpoints:
@@ -151,9 +174,12 @@ class Checkpoints:
             ValueError: if they are damaged.
         """
         try:
-            return json.loads((path / "facts.json").read_text(encoding="utf-8"))
+            facts = json.loads((path / "facts.json").read_text(encoding="utf-8"))
+            if not isinstance(facts, dict) or "step" not in facts:
+                raise ValueError("it names no step")
         except (OSError, ValueError) as error:
             raise ValueError(self._damage(path, error)) from None
+        return facts
 
     def load(self, path: Path, state: dict) -> None:
         """Read a saved state into the tensors of `state`.

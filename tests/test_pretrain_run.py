@@ -1,4 +1,4 @@
-"""Chapter 5: the pretraining command, on one process and two, undisturbed and not.
+"""Pretraining: the command, on one process and two, undisturbed and not.
 
 A model of 7,872 parameters learns toy languages. Other processes come from a fork
 server, which imports torch once for all of them.
@@ -10,7 +10,6 @@ import json
 import math
 import multiprocessing
 import os
-import pickle
 import pkgutil
 import random
 import shutil
@@ -32,9 +31,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ch05_pretraining import checkpoints, hardware
-from ch05_pretraining import pretrain as command
-from pretrain.checkpoints import Checkpoints, Log, PlainReader
+from pretrain import hardware
+from pretrain import run as command
+from pretrain.checkpoints import Checkpoints
 from pretrain.hardware import Workers, choose_precision, start_workers
 from pretrain.run import (
     FREE_SETTINGS,
@@ -42,6 +41,7 @@ from pretrain.run import (
     ModelSettings,
     Pretraining,
     Settings,
+    Stage,
     check_settings,
     flops_per_token,
     learning_rate,
@@ -371,6 +371,21 @@ def test_missing_settings_and_unknown_ones_in_the_file_are_named(tmp_path, capsy
         ({"micro_batch_size": 0}, "4 cannot be shared by 2 .* micro-batches of 0"),
         ({"micro_batch_size": -1}, "4 cannot be shared by 2 .* micro-batches of -1"),
         ({"model": {"n_heads": 3}}, "emb_dim 16 is not divisible by n_heads 3"),
+        ({"vocabulary": 0}, "vocabulary must be between 1 and the model's 64 .* not 0"),
+        ({"vocabulary": 65}, "model's 64 tokens, not 65"),
+        ({"stages": [Stage(9, T, 4), Stage(10, T, 4)]}, r"have 9 \+ 10 steps.* 20"),
+        ({"stages": [Stage(20, T, 4), Stage(0, T, 4)]}, r"have 20 \+ 0 steps"),
+        ({"stages": [Stage(20, T + 1, 4)]}, "between 1 and the model's 16, not 17"),
+        ({"stages": [Stage(20, T, 3)]}, "batch_size 3 cannot be shared by 2"),
+        ({"stages": [Stage(20, T, 0)]}, "batch_size 0 cannot be shared by 2"),
+        ({"stages": [Stage(20, T, 4, 65)]}, "model's 64 tokens, not 65"),
+        ({"mean_half_life": 0.0}, "mean_half_life must be above 0 tokens, not 0.0"),
+        ({"square_half_life": -1.0}, "square_half_life must be above 0 tokens"),
+        ({"average_half_life": -1.0}, "average_half_life must be above 0 tokens"),
+        ({"decay_steps": 16}, "between 1 and the 20 - 5 steps .* not 16"),
+        ({"decay_steps": 0}, "between 1 and the 20 - 5 steps .* not 0"),
+        ({"guided_steps": 21}, "between 0 and max_steps 20, not 21"),
+        ({"guided_steps": 1, "parallel": "fsdp"}, "guided_steps need whole layers"),
     ],
 )
 def test_impossible_settings_are_refused(make_settings, changes, message):
@@ -392,6 +407,38 @@ def test_learning_rate_rises_in_a_line_and_falls_as_a_cosine(make_settings):
     settings = replace(settings, warmup_steps=0, final_learning_rate=0.0)
     assert 0.79 < learning_rate(settings, 0) < 0.8
     assert math.isclose(learning_rate(settings, 39), 0, abs_tol=1e-9)
+
+
+def test_learning_rate_can_stay_and_fall_in_a_line(make_settings):
+    settings = make_settings(
+        **{"max_steps": 40, "warmup_steps": 8, "learning_rate": 0.8},
+        **{"final_learning_rate": 0.1, "decay_steps": 10},
+    )
+    rates = [learning_rate(settings, step) for step in range(40)]
+    assert np.allclose(rates[8:30], 0.8)
+    assert np.allclose(rates[30:], 0.1 + 0.7 * np.arange(9, -1, -1) / 10)
+
+
+def test_stages_share_out_the_steps_and_the_tokens(make_settings):
+    settings = make_settings(stages=[Stage(3, 4, 8), Stage(17, T, 2)])
+    assert settings.stage(0) == (0, 0) and settings.stage(2) == (0, 2)
+    assert settings.stage(3) == (1, 0) and settings.stage(19) == (1, 16)
+    assert settings.stage(20) == (1, 17)
+    tokens = [settings.tokens(step) for step in (0, 1, 3, 4, 20)]
+    assert tokens == [0, 32, 96, 128, 96 + 17 * 32]
+
+
+def test_half_lives_are_counted_in_tokens(make_settings):
+    settings = make_settings(mean_half_life=300, square_half_life=6000)
+    for tokens_per_step in (30, 100):
+        betas = settings.betas(tokens_per_step)
+        for beta, half_life in zip(betas, (300, 6000), strict=True):
+            assert math.isclose(beta ** (half_life / tokens_per_step), 0.5)
+    assert make_settings().betas(30) == (0.9, 0.95)
+    run = Pretraining(settings, ALONE)
+    run.train_step()
+    for group in run.optimizer.param_groups:
+        assert group["betas"] == settings.betas(4 * T)
 
 
 @pytest.mark.parametrize("tie_weights", [True, False])
@@ -520,7 +567,7 @@ def test_the_steps_are_those_of_a_plain_loop(make_settings):
     optimizer = torch.optim.AdamW(matrices, betas=(0.8, 0.9), fused=True)
     optimizer.param_groups[0]["weight_decay"] = 0.5
     optimizer.add_param_group({"params": plain, "weight_decay": 0.0})
-    mixture, by_hand, norms = Pretraining(settings, ALONE).mixture, [], []
+    mixture, by_hand, norms = Pretraining(settings, ALONE).mixtures[0], [], []
     for step in range(12):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
@@ -588,7 +635,7 @@ def test_evaluation_is_the_mean_over_the_held_out_windows(make_settings, changes
         found = run.evaluate(sequences)
         assert list(found) == ["one", "two"]
         for name, count in (("one", 13), ("two", 6)):
-            held_out = run.held_out[name]
+            held_out = run.held_out[0][name]
             assert len(held_out) == count
             ids = np.stack([held_out[i] for i in range(min(count, sequences or 99))])
             ids = torch.from_numpy(ids)
@@ -716,7 +763,7 @@ def test_a_run_may_move_to_more_or_fewer_processes(make_settings, places):
 
 SCRIPT = """
 import os, pathlib, signal, sys
-from ch05_pretraining import pretrain as command
+from pretrain import run as command
 
 usual, mark = command.Pretraining.train_step, pathlib.Path(sys.argv[1])
 
@@ -931,7 +978,7 @@ def test_where_and_how_fast_may_change(make_settings, shards, tmp_path, monkeypa
     assert np.allclose(losses(calm), losses(settings), rtol=0, atol=1e-5)
 
 
-# Checkpoints and log
+# Checkpoints
 
 
 def test_only_the_last_checkpoints_are_kept(make_settings):
@@ -953,35 +1000,6 @@ def saved(make_settings):
     return settings, settings.run_folder / "checkpoints" / "step-00000004"
 
 
-class Trap:
-    """A pickle that runs a command when it is loaded."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-def test_a_pickle_that_would_run_a_command_is_refused(saved, tmp_path):
-    settings, folder = saved
-    done = tmp_path / "done"
-    for trap, name in (
-        (Trap(os.system, f"touch {done}"), "posix.system|nt.system"),
-        (Trap(eval, f"open({str(done)!r}, 'w')"), "builtins.eval"),
-        (Trap(torch.load, str(done)), "torch.serialization.load"),
-        (Trap(checkpoints.shutil.rmtree, str(done)), "shutil.rmtree"),
-        (Trap(getattr, "text", "upper"), "builtins.getattr"),
-    ):
-        (folder / ".metadata").write_bytes(pickle.dumps(trap))
-        with pytest.raises(ValueError, match=f"names ({name})"):
-            pretrain(settings)
-    (folder / ".metadata").write_bytes(pickle.dumps({"no": "checkpoint"}))
-    with pytest.raises(ValueError, match="is damaged .*'dict' object"):
-        pretrain(settings)
-    assert not done.exists()
-
-
 def test_a_damaged_checkpoint_is_named_and_can_be_deleted(saved, make_settings):
     settings, folder = saved
     files = sorted(path.name for path in folder.iterdir())
@@ -1001,38 +1019,6 @@ def test_a_damaged_checkpoint_is_named_and_can_be_deleted(saved, make_settings):
     calm = make_settings("calm")
     pretrain(calm)
     require_same_end(settings, calm)
-
-
-def test_an_index_cut_off_anywhere_is_a_value_error(saved):
-    path = saved[1] / ".metadata"
-    whole = path.read_bytes()
-    assert PlainReader(path.parent).read_metadata().state_dict_metadata
-    for cut in {*range(0, len(whole), 41), len(whole) - 1}:
-        path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=f"{path} is damaged"):
-            PlainReader(path.parent).read_metadata()
-
-
-def test_a_log_goes_on_where_the_checkpoint_is(tmp_path):
-    path = tmp_path / "log.jsonl"
-    log = Log(path, 0, active=True)
-    for step in (1, 2, 3):
-        log.write("train", step, loss=step / 2)
-    with path.open("a") as file:
-        file.write('{"event": "train", "st')  # killed here
-    Log(path, 2, active=False).write("train", 9)  # another process says nothing
-    assert len(path.read_text().splitlines()) == 4
-    Log(path, 3, active=True).write("resume", 3)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(x["event"], x["step"]) for x in lines] == [
-        *(("train", 1), ("train", 2), ("train", 3), ("resume", 3))
-    ]
-    Log(path, 2, active=True).write("resume", 2)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [x["step"] for x in lines] == [1, 2, 2] and lines[1]["loss"] == 1.0
-    Log(path, 0, active=True)
-    assert path.read_text() == ""
-    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 # A full disk, a missing GPU, numbers that explode
@@ -1246,3 +1232,101 @@ def test_killed_before_its_end_is_noted_it_notes_it_once(make_settings):
         path.write_bytes(b"".join(lines))
         assert pretrain(settings)
         assert path.read_bytes() == whole
+
+
+# Stages, a part of the vocabulary, a guide, a mean of the weights
+
+TWO_STAGES = {
+    "stages": [Stage(12, T // 2, 4, 20), Stage(8, T, 2)],
+    **{"guided_steps": 7, "average_half_life": 500.0, "mean_half_life": 400.0},
+    **{"square_half_life": 9000.0, "decay_steps": 6},
+}
+
+
+def test_a_run_killed_in_each_stage_ends_as_an_undisturbed_one(make_settings):
+    """Also just before and behind the change, and while the guide is at work."""
+    settings = make_settings("killed", **TWO_STAGES, checkpoint_every=3)
+    whole = make_settings("whole", **TWO_STAGES)
+    for step in (4, 11, 13, 17):
+        codes, output = start(settings, harm=killed_at(step))
+        assert codes == [-signal.SIGKILL], output
+    for one in (settings, whole):
+        codes, output = start(one)
+        assert codes == [0], output
+    require_same_end(settings, whole)
+    tokens = [line["tokens"] for line in events(whole, "train")]
+    assert tokens == [32 * step for step in range(1, 21)]
+
+
+def test_other_stages_are_another_run(make_settings):
+    settings = make_settings(max_steps=3, warmup_steps=1)
+    pretrain(settings)
+    for changes, message in (
+        ({"stages": [Stage(2, T, 4), Stage(1, T, 2)]}, "stages was .* and is"),
+        ({"vocabulary": 9}, "vocabulary was None and is 9"),
+        ({"guided_steps": 2}, "guided_steps was 0 and is 2"),
+        ({"average_half_life": 9.0}, "average_half_life was None and is 9.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pretrain(replace(settings, **changes))
+
+
+def test_the_model_ends_as_the_mean_of_its_weights(make_settings):
+    settings = make_settings(average_half_life=1000.0)
+    run = Pretraining(settings, ALONE)
+    mean = {name: p.detach().clone() for name, p in run.gpt.named_parameters()}
+    for step in range(1, 21):
+        run.train_step()
+        if step % command.AVERAGE_EVERY == 0:
+            new = 1 - 0.5 ** (command.AVERAGE_EVERY * 4 * T / 1000)
+            for name, p in run.gpt.named_parameters():
+                mean[name] = (1 - new) * mean[name] + new * p.detach()
+    last = {name: p.detach().clone() for name, p in run.gpt.named_parameters()}
+    pretrain(settings)
+    end = dict(open_run(settings).gpt.named_parameters())
+    for name, tensor in end.items():
+        assert torch.allclose(tensor, mean[name], atol=1e-6)
+        assert not torch.equal(tensor, last[name]) or torch.equal(
+            mean[name], last[name]
+        )
+
+
+def test_a_run_can_begin_with_the_end_of_another(make_settings):
+    first = make_settings("first")
+    pretrain(first)
+    second = make_settings("second", initial=first.run_folder / "model", seed=9)
+    begun = Pretraining(second, ALONE).gpt.state_dict()
+    config, tensors_there = read_gpt2_folder(first.run_folder / "model")
+    gpt = GPTModel(config)
+    load_weights_into_gpt(gpt, tensors_there)
+    assert all(torch.equal(begun[k], v) for k, v in gpt.state_dict().items())
+    with pytest.raises(ValueError, match="n_layers is 2 there and 3 here"):
+        Pretraining(replace(second, model=replace(second.model, n_layers=3)), ALONE)
+
+
+def test_evaluations_say_how_well_the_model_copies(make_settings):
+    settings = make_settings(eval_every=10)
+    pretrain(settings)
+    for line in events(settings, "eval"):
+        assert len(line["repeat"]) == 2 and np.shape(line["induction"]) == (2, 2)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_on_a_part_of_the_vocabulary(make_settings, parallel):
+    guided = 5 if parallel == "ddp" else 0
+    changes = {**TWO_STAGES, "guided_steps": guided, "parallel": parallel}
+    settings = make_settings(parallel, **changes)
+    codes, output = start(settings, 2)
+    assert codes == [0, 0], output
+    assert losses(settings)[-1] < losses(settings)[0]
+
+
+@pytest.mark.parametrize("harm", [{"settings": None}, {"settings": {}}, {"data": ...}])
+def test_damaged_facts_are_named(make_settings, harm):
+    settings = make_settings(max_steps=3, warmup_steps=1)
+    pretrain(settings)
+    (path,) = (settings.run_folder / "checkpoints").glob("step-*/facts.json")
+    facts = {**json.loads(path.read_text()), **harm}
+    path.write_text(json.dumps({k: v for k, v in facts.items() if v is not ...}))
+    with pytest.raises(ValueError, match="facts.json is damaged"):
+        pretrain(settings)

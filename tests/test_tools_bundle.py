@@ -1,14 +1,15 @@
 """Every chapter, bundled into one file, runs alone in an empty folder."""
 
+import ast
 import os
 import subprocess
 import sys
 
 import pytest
 
-from tools import bundle
+from tools import bundle, export
 
-# What a stranger would try first with each file: must print the line "works".
+# What a stranger would try first with each file.
 TRIALS = {
     "ch02": """
 loader = create_dataloader_v1("in the beginning was the word " * 20, 2, 8, 8)
@@ -50,29 +51,138 @@ def test_every_chapter_has_a_trial():
     assert list(TRIALS) == bundle.chapters()
 
 
-@pytest.mark.parametrize("chapter", bundle.chapters())
-def test_bundle_runs_alone(chapter, tmp_path):
-    text = bundle.bundle(chapter)
-    assert "import shared" not in text
-    assert "from shared" not in text
-    assert text.startswith("# MIT License")
-    (tmp_path / "lone.py").write_text(text, encoding="utf-8")
-    (tmp_path / "trial.py").write_text(
-        "import sys\nimport torch\nfrom lone import *\n"
-        "assert not any(m == 'shared' or m.startswith('shared.') for m in sys.modules)"
-        f"\n{TRIALS[chapter]}\nprint('works')\n",
+def run_alone(text, trial, folder):
+    """Run a trial in a folder that holds nothing but the bundle; what it imported."""
+    (folder / "lone.py").write_text(text, encoding="utf-8")
+    (folder / "trial.py").write_text(
+        f"import sys\nimport torch\nfrom lone import *\n{trial}\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})",
         encoding="utf-8",
     )
     done = subprocess.run(
         [sys.executable, "trial.py"],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": ""},
     )
-    assert done.stdout == "works\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
-def test_unknown_chapter_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'ch99'.*ch02"):
-        bundle.bundle("ch99")
+@pytest.mark.parametrize("chapter", bundle.chapters())
+def test_bundle_runs_alone(chapter, tmp_path):
+    text = bundle.bundle(chapter)
+    assert text.startswith("# MIT License")
+    folders = {path.parent.name for path in bundle.ROOT.glob("*/__init__.py")}
+    assert {"shared", "tools", "ch04_gpt_model"} <= folders
+    assert not folders & set(run_alone(text, TRIALS[chapter], tmp_path))
+    for folder in folders:
+        assert f"from {folder}" not in text and f"import {folder}" not in text
+
+
+def test_names_come_with_just_what_they_need(tmp_path):
+    names = ["generate", "GPTModel", "GPT_CONFIG_124M"]
+    text = bundle.bundle("ch05", names)
+    assert f"Written by `python -m tools.bundle ch05 {' '.join(names)}`." in text
+    assert len(text.splitlines()) < 750
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None) or node.names[0].name
+            assert module.split(".")[0] in {"torch", *sys.stdlib_module_names}
+    run_alone(text, TRIALS["ch05"], tmp_path)
+
+
+def test_a_name_alone_leaves_the_others_out():
+    text = bundle.bundle("ch04", ["LayerNorm"])
+    found = {node.name for node in ast.parse(text).body if hasattr(node, "name")}
+    assert "LayerNorm" in found and not found & {"GPTModel", "FeedForward"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ch4"], "no chapter is called 'ch4'; did you mean 'ch04'?"),
+        (["data"], "no chapter is called 'data'; there are ch02, ch03, "),
+        (["../tools/export"], "no chapter is called '../tools/export'; "),
+        (
+            ["ch05", "genrate"],
+            "ch05 exports nothing called 'genrate'; did you mean 'ge",
+        ),
+        (["ch05", "gptmodel"], "called 'gptmodel'; did you mean 'GPTModel'?"),
+        (["ch03", "xyz"], "called 'xyz'; there are SelfAttention_v1, "),
+        (["ch03", "torch"], "called 'torch'; "),
+    ],
+)
+def test_what_is_unknown_is_refused_with_the_nearest(arguments, message, capsys):
+    assert bundle.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.out == ""
+
+
+@pytest.fixture
+def small_course(tmp_path, monkeypatch):
+    """A course of one chapter, of which a test writes the files."""
+    monkeypatch.setattr(bundle, "ROOT", tmp_path)
+    monkeypatch.setattr(export, "ROOT", tmp_path)
+    bundle.read_module.cache_clear()
+    (tmp_path / "LICENSE").write_text("MIT License\n")
+    for folder in ("shared", "ch09_testing"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+
+    def write(**modules):
+        for name, text in {"shared": "from ch09_testing.testing import *"}.items():
+            (tmp_path / name / "ch09.py").write_text(text)
+        for name, text in modules.items():
+            (tmp_path / "ch09_testing" / f"{name}.py").write_text(text)
+
+    yield write
+    bundle.read_module.cache_clear()
+
+
+DOUBLE = 'def double(x):\n    """Twice x."""\n    check(x)\n    return 2 * x\n'
+
+
+def test_plain_modules_beside_a_chapter_are_taken_along(small_course):
+    small_course(
+        testing=f"from ch09_testing.guards import check_it as check\n\n\n{DOUBLE}",
+        guards="from ch09_testing.limits import *\n\n\n"
+        "def check_it(x):\n    if x > LIMIT:\n        raise ValueError(x)\n\n\n"
+        "def check_nothing(x):\n    pass\n",
+        limits="import math\n\nLIMIT = round(math.pi)\n",
+    )
+    text = bundle.bundle("ch09", ["double"])
+    namespace = {}
+    exec(text, namespace)
+    assert namespace["double"](3) == 6 and "check_nothing" not in text
+    with pytest.raises(ValueError, match="4"):
+        namespace["double"](4)
+
+
+@pytest.mark.parametrize(
+    ("testing", "guards", "message"),
+    [
+        (
+            f"from ch09_testing import guards as check\n\n\n{DOUBLE}",
+            "",
+            "'guards' of ch09_testing is no function, class or constant",
+        ),
+        (
+            '__all__ = ["double"]\n\ndouble = (2).__mul__\n',
+            "",
+            "'double' of ch09_testing.testing is no function, class or constant",
+        ),
+        (
+            "from ch09_testing.guards import check\n\n\nLIMIT = 3\n\n\n"
+            + DOUBLE.replace("2 *", "LIMIT *"),
+            "LIMIT = 2\n\n\ndef check(x):\n    return x < LIMIT\n",
+            "'LIMIT' is defined in ch09_testing.* and in ch09_testing.*; one file",
+        ),
+    ],
+    ids=["module", "value", "name"],
+)
+def test_what_cannot_be_one_file_is_refused(small_course, testing, guards, message):
+    small_course(testing=testing, guards=guards)
+    with pytest.raises(ValueError, match=message):
+        bundle.bundle("ch09")

@@ -130,6 +130,9 @@ DOC = '    """Doc."""\n'
         (["from shared import data\nX = data"], "imports a whole module"),
         (["import shared.data\nX = shared.data"], "imports a whole module"),
         (["from shared.data import *"], "imports a whole module"),
+        (["from ch03_attention import guards"], "imports a whole module"),
+        (["import ch03_attention.guards"], "imports a whole module"),
+        (["from ch03_attention.guards import *"], "imports a whole module"),
     ],
 )
 def test_refusals_name_notebook_cell_and_reason(course, cells, reason):
@@ -186,6 +189,20 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         export.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_notebooks_come_in_the_order_of_reading(tmp_path):
+    order = [
+        *("ch02_text_data/text_data", "ch02_text_data/bpe", "ch02_text_data/solutions"),
+        *("ch05_pretraining/pretraining", "ch05_pretraining/weights"),
+        *("ch05_pretraining/long_run", "ch05_pretraining/solutions"),
+        *("ch10_last/last", "appendix_e_lora/lora"),
+    ]
+    for name in [*sorted(order), "ch05_pretraining/exercises"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.ipynb").touch()
+    found = export.chapter_notebooks(tmp_path)
+    assert found == [tmp_path / f"{name}.ipynb" for name in order]
 
 
 def test_the_course_is_exported():

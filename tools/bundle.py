@@ -1,64 +1,64 @@
 """Write a chapter's exported code as one file that needs nothing else of the course.
 
-    python -m tools.bundle ch04 > gpt.py
+    python -m tools.bundle ch04 > gpt.py                all that chapter 4 exports
+    python -m tools.bundle ch05 generate > generate.py  this function alone
 
-The file holds everything the chapter exports and, of earlier chapters and of `shared`,
-just the definitions that this uses; it imports only published packages.
+The file holds what was asked for and, of earlier chapters, of `shared` and of the plain
+modules beside the notebooks, just the definitions that this uses. It imports nothing
+but published packages.
 """
 
 import argparse
 import ast
+import difflib
 import functools
 import sys
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from tools.export import ROOT, defined_name, run_ruff, statements
+from tools.export import ROOT, defined_name, is_of_course, run_ruff, statements
 
 
 @dataclass
 class Module:
     """One source file: its imports and, by name, the text and names of definitions."""
 
-    outside_imports: list[str]
-    shared_imports: dict[str, tuple[str, str]]  # local name -> (shared module, name)
-    definitions: dict[str, str]
-    uses: dict[str, set[str]]
+    outside_imports: list[str] = field(default_factory=list)
+    course_imports: dict[str, tuple[str, str]] = field(default_factory=dict)
+    stars: list[str] = field(default_factory=list)  # modules imported with a `*`
+    public: list[str] | None = None  # its `__all__`
+    definitions: dict[str, str] = field(default_factory=dict)
+    uses: dict[str, set[str]] = field(default_factory=dict)
 
 
 class Bundle:
-    """Collects the definitions that a chapter needs, each after those it builds on."""
+    """Collects the definitions that are asked for, each after those it builds on."""
 
     def __init__(self) -> None:
         self.imports: dict[str, None] = {}
         self.sources: dict[str, str] = {}
-        self.origins: dict[str, Path] = {}
+        self.origins: dict[str, str] = {}
 
-    def add(self, path: Path, name: str) -> None:
-        """Add one definition of one source file, and before it all that it uses."""
-        if self.origins.get(name) == path:
-            return
-        if name in self.origins:
+    def add(self, module_name: str, name: str) -> None:
+        """Add one definition of one module, and before it all that it uses."""
+        if self.origins.setdefault(name, module_name) != module_name:
             raise ValueError(
-                f"{name!r} is defined in {self.origins[name]} and in {path}; "
+                f"{name!r} is defined in {self.origins[name]} and in {module_name}; "
                 "one file cannot hold both"
             )
-        self.origins[name] = path
-        module = read_module(path)
+        if name in self.sources:
+            return
+        self.sources[name] = ""  # it is being added
+        module = read_module(module_name)
         self.imports.update(dict.fromkeys(module.outside_imports))
         for used in sorted(module.uses[name] - {name}):
-            if used in module.definitions:
-                self.add(path, used)
-            elif used in module.shared_imports:
-                self.add_shared(used, *module.shared_imports[used])
+            found = find(module_name, used)
+            if found is not None:
+                self.add(*found)
+                if found[1] != used:  # it was imported under another name
+                    self.sources[used] = f"{used} = {found[1]}"
+        del self.sources[name]  # now behind all that it uses
         self.sources[name] = module.definitions[name]
-
-    def add_shared(self, local_name: str, module_name: str, name: str) -> None:
-        """Add what `from shared.<module> import <name> as <local name>` refers to."""
-        path = next(p for p in module_files(module_name) if name in exported(p))
-        self.add(path, name)
-        if local_name != name:
-            self.sources[local_name] = f"{local_name} = {name}"
 
 
 def chapters() -> list[str]:
@@ -68,69 +68,96 @@ def chapters() -> list[str]:
     return sorted((p.stem for p in found), key=lambda name: (name[0] == "a", name))
 
 
-def module_files(name: str) -> list[Path]:
-    """The files behind `shared.<name>`: a chapter's exports, or the file itself.
-
-    Raises:
-        ValueError: if there is no such module.
-    """
-    path = ROOT / "shared" / f"{name}.py"
-    if not path.is_file():
-        raise ValueError(f"no chapter is called {name!r}; there are {chapters()}")
-    chapter_modules = [
-        ROOT / (node.module.replace(".", "/") + ".py")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
-    ]
-    return chapter_modules or [path]
-
-
-def exported(path: Path) -> list[str]:
-    """The names that a file defines, in order."""
-    return list(read_module(path).definitions)
-
-
 @functools.cache
-def read_module(path: Path) -> Module:
-    """Take a source file apart."""
-    module = Module([], {}, {}, {})
+def read_module(name: str) -> Module:
+    """Take the source file of a module of the course apart."""
+    path = ROOT / (name.replace(".", "/") + ".py")
+    if not path.is_file():
+        path = path.with_suffix("") / "__init__.py"
+    module = Module()
     for node, text in statements(path.read_text(encoding="utf-8"), str(path)):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("shared."):
+        if isinstance(node, ast.ImportFrom) and is_of_course(node.module):
             for alias in node.names:
-                origin = (node.module.removeprefix("shared."), alias.name)
-                module.shared_imports[alias.asname or alias.name] = origin
+                origin = (node.module, alias.name)
+                module.course_imports[alias.asname or alias.name] = origin
+                if alias.name == "*":
+                    module.stars.append(node.module)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             module.outside_imports.append(ast.unparse(node))
-        elif (name := defined_name(node)) is not None:
-            module.definitions[name] = text
+        elif (defined := defined_name(node)) is not None:
+            module.definitions[defined] = text
             names = (n for n in ast.walk(node) if isinstance(n, ast.Name))
-            module.uses[name] = {n.id for n in names}
+            module.uses[defined] = {n.id for n in names}
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets) == "__all__":
+            module.public = ast.literal_eval(node.value)
     return module
 
 
-def bundle(chapter: str) -> str:
-    """The text of one self-contained file with all that `chapter` exports.
+def find(module_name: str, name: str) -> tuple[str, str] | None:
+    """The module that defines what this one calls `name`, and its name there.
+
+    Raises:
+        ValueError: if it is of the course, but no definition: a whole module, say.
+    """
+    module = read_module(module_name)
+    if name in module.definitions:
+        return module_name, name
+    if name in module.course_imports:
+        origin, original = module.course_imports[name]
+        return find(origin, original) or refuse(origin, original)
+    for star in module.stars:
+        if name in exported(star):
+            return find(star, name)
+    return None
+
+
+def refuse(module_name: str, name: str) -> None:
+    """Raise ValueError for a name of the course that is not defined as an export is."""
+    raise ValueError(
+        f"{name!r} of {module_name} is no function, class or constant, so it cannot be "
+        "copied"
+    )
+
+
+def exported(module_name: str) -> list[str]:
+    """The names that `from <module> import *` gives, in order."""
+    module = read_module(module_name)
+    if module.public is not None:
+        return module.public
+    names = [name for star in module.stars for name in exported(star)]
+    names += [*module.course_imports, *module.definitions]
+    return [name for name in names if name[0] not in "_*"]
+
+
+def bundle(chapter: str, names: Sequence[str] = ()) -> str:
+    """The text of one self-contained file.
 
     Args:
         chapter: such as "ch04".
+        names: what it shall hold, of this chapter or an earlier one; by default all
+            that the chapter exports.
 
     Raises:
-        ValueError: if there is no such chapter.
+        ValueError: if there is no such chapter, or no such name, with the nearest one.
     """
+    known = chapters()
+    if chapter not in known:
+        raise ValueError(
+            f"no chapter is called {chapter!r}{nearest(chapter, known, known)}"
+        )
     collected = Bundle()
-    for path in module_files(chapter):
-        for name in exported(path):
-            collected.add(path, name)
+    earlier = known[: known.index(chapter) + 1][::-1]
+    for name in names or exported(f"shared.{chapter}"):
+        collected.add(*find_in_chapters(earlier, name))
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8").strip()
     notice = "\n".join(f"# {line}".rstrip() for line in licence.split("\n"))
     if chapter.startswith("ch"):
         title = f"chapter {int(chapter.removeprefix('ch'))}"
     else:
         title = f"appendix {chapter.removeprefix('appendix_').upper()}"
-    docstring = (
-        f'"""All that {title} exports, with what it needs of earlier chapters.\n\n'
-        f'Written by `python -m tools.bundle {chapter}`.\n"""'
-    )
+    what = f"{' and '.join(names)} of {title}" if names else f"All that {title} exports"
+    command = " ".join(["python -m tools.bundle", chapter, *names])
+    docstring = f'"""{what}, with what it needs.\n\nWritten by `{command}`.\n"""'
     parts = [notice + "\n\n" + docstring, "\n".join(collected.imports)]
     text = "\n\n\n".join([*parts, *collected.sources.values()]) + "\n"
     text = run_ruff(["check", "--select", "F401,I001", "--fix"], text, chapter)
@@ -138,12 +165,36 @@ def bundle(chapter: str) -> str:
     return run_ruff(["format"], text, chapter)
 
 
-def main() -> int:
+def find_in_chapters(chapters: list[str], name: str) -> tuple[str, str]:
+    """The module that defines what one of these chapters exports as `name`."""
+    public = {}
+    for chapter in reversed(chapters):
+        module = read_module(f"shared.{chapter}")
+        for source in [f"shared.{chapter}", *module.stars]:
+            public.update(dict.fromkeys(exported(source), source))
+    if name not in public:
+        hint = nearest(name, public, exported(f"shared.{chapters[0]}"))
+        raise ValueError(f"{chapters[0]} exports nothing called {name!r}{hint}")
+    return find(public[name], name) or refuse(public[name], name)
+
+
+def nearest(word: str, known: Iterable[str], listed: Iterable[str]) -> str:
+    """The end of an error message: what may have been meant, or what there is."""
+    spelled = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), spelled, n=1)
+    if close:
+        return f"; did you mean {spelled[close[0]]!r}?"
+    return f"; there are {', '.join(listed)}"
+
+
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.bundle")
     parser.add_argument("chapter", help="such as ch04")
+    parser.add_argument("names", nargs="*", help="such as generate (default: all)")
+    options = parser.parse_args(arguments)
     try:
-        sys.stdout.write(bundle(parser.parse_args().chapter))
+        sys.stdout.write(bundle(options.chapter, options.names))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

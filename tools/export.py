@@ -26,6 +26,7 @@ from shared.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "#| export"
 LINE_LENGTH = 88
+COURSE_FOLDERS = ["shared", "ch*_*", "appendix_*", "tools", "pretrain"]
 SOLUTION = re.compile(
     r"^(?P<indent>[ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION[ \t]*$",
     re.MULTILINE | re.DOTALL,
@@ -49,7 +50,7 @@ class Definition:
 def chapter_notebooks(root: Path = ROOT) -> list[Path]:
     """Every notebook that is written by hand, in the course's order."""
     found = [*root.glob("ch*/*.ipynb"), *root.glob("appendix_*/*.ipynb")]
-    order = {"solutions.ipynb": 1}
+    order = {"long_run.ipynb": 1, "solutions.ipynb": 2}
     return sorted(
         (path for path in found if path.name != "exercises.ipynb"),
         key=lambda path: (
@@ -105,7 +106,7 @@ def collect(
         place = f"{name}, code cell {number}"
         for node, text in statements(source, place):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                refuse_whole_shared_modules(node, place)
+                refuse_whole_modules(node, place)
                 imports.append(ast.unparse(node))
             else:
                 add_definition(node, text, place, definitions)
@@ -136,20 +137,26 @@ def statements(source: str, place: str) -> list[tuple[ast.stmt, str]]:
     return found
 
 
-def refuse_whole_shared_modules(node: ast.Import | ast.ImportFrom, place: str) -> None:
-    """Raise ExportError unless what is used of `shared` is imported name by name.
+def is_of_course(module: str | None) -> bool:
+    """Whether a module lies in one of the course's folders."""
+    top = (module or ".").split(".")[0]
+    return (ROOT / top / "__init__.py").is_file()
+
+
+def refuse_whole_modules(node: ast.Import | ast.ImportFrom, place: str) -> None:
+    """Raise ExportError unless what is used of the course is imported name by name.
 
     `tools.bundle` inlines names; it could not tell what a whole module is used for.
     """
-    modules = [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        modules = [node.module or ""] if node.module != "shared" else ["shared"]
-        if modules != ["shared"] and node.names[0].name != "*":
-            return
-    if any(module.split(".")[0] == "shared" for module in modules):
+    if isinstance(node, ast.Import):
+        whole = any(is_of_course(alias.name) for alias in node.names)
+    else:
+        one_by_one = "." in (node.module or "") and node.names[0].name != "*"
+        whole = is_of_course(node.module) and not one_by_one
+    if whole:
         raise ExportError(
             f"{place}: {ast.unparse(node)!r} imports a whole module; write "
-            "`from shared.<module> import <names>`"
+            "`from <folder>.<module> import <names>`"
         )
 
 
@@ -297,7 +304,7 @@ def run_ruff(arguments: list[str], text: str, name: str) -> str:
     command = [sys.executable, "-m", "ruff", *arguments, "--quiet"]
     command += ["--config", f"line-length = {LINE_LENGTH}"]
     command += ["--config", "target-version = 'py311'", "--isolated"]
-    known = "lint.isort.known-first-party = ['shared']"
+    known = f"lint.isort.known-first-party = {COURSE_FOLDERS}"
     command += ["--config", known, "--stdin-filename", "module.py", "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode != 0:

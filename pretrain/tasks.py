@@ -1,0 +1,262 @@
+"""Write text in which the next word often stands before: a source to copy from.
+
+    python -m pretrain.tasks tasks.txt --documents 60000
+    python -m pretrain.prepare corpus/*.txt.xz tasks.txt --out shards
+
+A model learns to look back only where looking back pays. In books it rarely does; in
+these documents (lists said again, keys and values, names and places that a question
+asks for, small dialogues) it always does. Their words are drawn from the whole
+vocabulary, so that there is nothing to learn about them but where they stand.
+
+The same seed gives the same bytes on every machine: the only source of chance is
+`random.Random(seed).random`, which Python promises never to change.
+"""
+
+import argparse
+import random
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from shared.ch02 import END_OF_TEXT, get_tokenizer
+from shared.files import write_atomically
+
+NAMES = (
+    "Ada Ben Clara David Ella Femi Grace Hugo Ines Jonas Kofi Lena Marta Nadia Omar "
+    "Paula Quinn Rosa Sami Tara Ugo Vera Wanda Yusuf Zoe Amir Bella Carl Dina Emil"
+).split()
+
+
+class Words:
+    """Chance, and words of the whole vocabulary to draw by it.
+
+    Args:
+        seed: decides over everything that is drawn.
+    """
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed).random
+        tokens = [bytes_.decode(errors="replace") for bytes_ in _token_bytes()]
+        self.whole = [x[1:] for x in tokens if re.fullmatch(r" [A-Za-z]{3,}", x)]
+        self.endings = [x for x in tokens if re.fullmatch(r"[a-z]{2,5}", x)]
+
+    def one(self, choices):
+        """One of several things."""
+        return choices[int(self.random() * len(choices))]
+
+    def number(self, low: int, high: int) -> int:
+        """A whole number from `low` to `high`."""
+        return low + int(self.random() * (high - low + 1))
+
+    def word(self) -> str:
+        """A word; one in five is put together from two pieces, and known to nobody."""
+        word = self.one(self.whole)
+        return word + self.one(self.endings) if self.random() < 0.2 else word
+
+    def words(self, low: int, high: int) -> list[str]:
+        """Different words, between `low` and `high` of them."""
+        count, found = self.number(low, high), {}
+        while len(found) < count:
+            found[self.word()] = None
+        return list(found)
+
+    def names(self, count: int) -> list[str]:
+        """Different first names."""
+        found = {}
+        while len(found) < count:
+            found[self.one(NAMES)] = None
+        return list(found)
+
+
+def _token_bytes() -> list[bytes]:
+    tokenizer = get_tokenizer()
+    return [
+        tokenizer.decode_single_token_bytes(i) for i in range(tokenizer.n_vocab - 1)
+    ]
+
+
+# --- One function a kind of document --------------------------------------------------
+
+
+def again(w: Words) -> str:
+    """Words, and the same words again, two to four times."""
+    words = w.words(3, 24)
+    mark = w.one([" ", ", ", " - ", "\n", "; "])
+    between = w.one(["\n", ". ", "\n\n", " | ", " Again: "])
+    return between.join([mark.join(words)] * w.number(2, 4))
+
+
+def listed(w: Words) -> str:
+    """A list, and some of its members asked for by their place."""
+    words = w.words(3, 7)
+    places = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh"]
+    text = w.one(["Here is a list: ", "On the table lay ", "They wrote down: "])
+    lines = [text + ", ".join(words) + "."]
+    for _ in range(w.number(2, 4)):
+        i = w.number(0, len(words) - 1)
+        last = i == len(words) - 1 and w.random() < 0.5
+        place = "last" if last else places[i]
+        ask = w.one(["The {} one is {}.", "What came {}? {}.", "{} word: {}"])
+        lines.append(ask.format(place, words[i]))
+    return "\n".join(lines)
+
+
+def table(w: Words) -> str:
+    """Keys with values, and some keys again, with what belongs to them."""
+    keys, values = w.words(3, 8), w.words(8, 8)
+    sign = w.one([": ", " = ", " -> ", " is ", ", "])
+    pairs = [key + sign + value for key, value in zip(keys, values, strict=False)]
+    asked = [w.one(pairs) for _ in range(w.number(2, 6))]
+    return "\n".join([*pairs, w.one(["", "Once more:", "---"]), *asked])
+
+
+def remember(w: Words) -> str:
+    """Somebody is told a word, and says it."""
+    word, other = w.words(2, 2)
+    a, b = w.one([("User", "Assistant"), ("A", "B"), tuple(w.names(2))])
+    kind = w.one(["word", "password", "code", "name of the ship", "answer", "title"])
+    tell = w.one(["The {} is {}.", "Remember the {}: {}.", "Our {} will be {}."])
+    small_talk = w.one(
+        [f"{b}: I see.", f"{b}: All right.", f"{b}: Is it not {other}?\n{a}: No."]
+    )
+    ask = w.one(["What is the {}?", "Say the {}.", "Tell me the {} again."])
+    reply = w.one(["{1}.", "The {0} is {1}.", "It is {1}.", '"{1}"', "{1}"])
+    return (
+        f"{a}: {tell.format(kind, word)}\n{small_talk}\n"
+        f"{a}: {ask.format(kind)}\n{b}: {reply.format(kind, word)}"
+    )
+
+
+def owners(w: Words) -> str:
+    """Who has what; then questions."""
+    names = w.names(w.number(2, 5))
+    things = w.words(5, 5)
+    verb, ask = w.one(
+        [
+            ("has the", "What does {} have? The"),
+            ("comes from", "Where does {} come from? From"),
+            ("likes", "What does {} like? {} likes"),
+            ("bought a", "What did {} buy? A"),
+            ("works in", "Where does {} work? In"),
+        ]
+    )
+    facts = [f"{n} {verb} {t}." for n, t in zip(names, things, strict=False)]
+    lines = [" ".join(facts)]
+    for _ in range(w.number(1, 3)):
+        i = w.number(0, len(names) - 1)
+        if w.random() < 0.5:
+            lines.append(f"{ask.format(names[i], names[i])} {things[i]}.")
+        else:
+            lines.append(f"Who {verb} {things[i]}? {names[i]}.")
+    return w.one(["\n", " "]).join(lines)
+
+
+def dictation(w: Words) -> str:
+    """A request to say something again, change its form, or quote it."""
+    phrase = " ".join(w.words(1, 9))
+    ask, answer = w.one(
+        [
+            ("Repeat: {}", "{}"),
+            ("Say this again: {}", "{}"),
+            ("Copy the line.\n{}", "{}"),
+            ("Write in quotation marks: {}", '"{}"'),
+            ("Echo this three times: {}", "{0} {0} {0}"),
+            ("Put a full stop at the end: {}", "{}."),
+            ("Remove the brackets: [{}]", "{}"),
+        ]
+    )
+    mark = w.one(["\n", "\n-> ", "\nAnswer: ", "\nResult: "])
+    return ask.format(phrase) + mark + answer.format(phrase)
+
+
+def reordered(w: Words) -> str:
+    """Words in another order, or some of them, after two examples of what is meant."""
+    change = w.one(
+        [
+            lambda x: x[::-1],
+            lambda x: x[:1],
+            lambda x: x[-1:],
+            lambda x: x[1:2],
+            lambda x: [x[0], x[-1]],
+            lambda x: x[1:] + x[:1],
+        ]
+    )
+    sign, lines = w.one([" => ", " : ", "\nanswer: "]), []
+    for _ in range(w.number(3, 5)):
+        words = w.words(3, 5)
+        lines.append(" ".join(words) + sign + " ".join(change(words)))
+    return "\n".join(lines)
+
+
+def joined(w: Words) -> str:
+    """Single words, then a sentence that joins them."""
+    words = w.words(2, 5)
+    head = w.one(["Words: ", "Bring: ", "Names: ", "Colours: "])
+    whole = ", ".join(words[:-1]) + " and " + words[-1]
+    tail = w.one(["We need {}.", "There were {}.", "She spoke of {}.", "{}, then."])
+    return head + " / ".join(words) + "\n" + tail.format(whole)
+
+
+def missing(w: Words) -> str:
+    """A sentence, then the same with a gap, and what belongs there."""
+    words = w.words(4, 9)
+    i = w.number(0, len(words) - 1)
+    gap = [*words[:i], "___", *words[i + 1 :]]
+    return f"{' '.join(words)}.\n{' '.join(gap)}.\nMissing: {words[i]}"
+
+
+def story(w: Words) -> str:
+    """A small story, in which names and things come back."""
+    (a, b), (thing, place, third) = w.names(2), w.words(3, 3)
+    lines = [
+        f"{a} and {b} went to {place}.",
+        f"In {place}, {a} found a {thing}.",
+        f'"Look, a {thing}!" said {a}.',
+        f"{b} had never seen a {thing} before, only a {third}.",
+        f'"Is it not a {third}?" asked {b}.',
+        f'"No," said {a}, "it is a {thing}, from {place}."',
+        f"So {b} took the {thing}, and {a} took the {third}.",
+        f"They left {place}, and the {thing} came along.",
+    ]
+    return w.one(["\n", " "]).join(x for x in lines if w.random() < 0.85)
+
+
+KINDS: tuple[Callable[[Words], str], ...] = (
+    *(again, again, listed, table, table, remember, owners, owners),
+    *(dictation, dictation, reordered, joined, missing, story),
+)
+
+
+def write_tasks(path: Path, documents: int, seed: int = 123) -> None:
+    """Write so many documents, separated as `prepare` wants them.
+
+    Raises:
+        ValueError: for fewer than one document.
+        OSError: if the file cannot be written; an older one stays as it was.
+    """
+    if documents < 1:
+        raise ValueError(f"documents must be 1 or more, not {documents}")
+    w = Words(seed)
+    texts = (w.one(KINDS)(w) for _ in range(documents))
+    write_atomically(path, "".join(f"{text}\n{END_OF_TEXT}\n" for text in texts))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command: see the head of this file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain.tasks",
+        description="Write text in which the next word often stands before.",
+    )
+    parser.add_argument("path", type=Path, help="the text file to write (.txt)")
+    parser.add_argument("--documents", type=int, default=60_000, metavar="N")
+    parser.add_argument("--seed", type=int, default=123)
+    given = parser.parse_args(arguments)
+    try:
+        write_tasks(given.path, given.documents, given.seed)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
