@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ch05_pretraining.copying import GUIDE_WEIGHT, Guide
 from shared.ch04 import GPTModel
 from shared.ch05 import calc_loss_batch
 
 DRAWN = 1 / 16  # share of the rare tokens that take part in a loss by chance
-GUIDE_WEIGHT = 0.1  # of the guide's loss, beside the model's
 
 
 class PartOfVocabulary:
@@ -51,94 +51,6 @@ class PartOfVocabulary:
         place = torch.empty_like(self.log_q, dtype=torch.long)
         place[ids] = torch.arange(len(ids), device=ids.device)
         return ids, place[targets]
-
-
-class Guide:
-    """Shows three heads where to look: what copying needs, and chance finds late.
-
-    One head learns to look at the token before. Then each token knows what it followed,
-    and two other heads learn to look for a token that followed what stands here now:
-    the one that comes next, if the text repeats itself. They also learn to say what
-    they look at: what they add for a token, read by the output head, shall name it.
-
-    Source: Deshpande and Narasimhan (2020), Guiding Attention for Self-Supervised
-    Learning with Transformers; Olsson et al. (2022), In-context Learning and Induction
-    Heads, for the two kinds of heads.
-
-    Args:
-        gpt: the model. The first kind is the first head of the second block, the others
-            are the first heads of the two blocks above the middle.
-    """
-
-    def __init__(self, gpt: GPTModel):
-        top = len(gpt.trf_blocks) - 1
-        self.gpt, self.inputs = gpt, {}
-        self.before = min(1, top)
-        self.match = sorted({(top + 1) // 2, min((top + 1) // 2 + 1, top)})
-        for i in {self.before, *self.match}:
-            gpt.trf_blocks[i].register_forward_pre_hook(self._keep(i))
-
-    def _keep(self, i: int):
-        def keep(block, given):
-            self.inputs[i] = given[0]
-
-        return keep
-
-    def log_attention(self, i: int) -> torch.Tensor:
-        """Logarithm of what a block's first head gave to each token, (B, T, T)."""
-        att, D = self.gpt.trf_blocks[i].att, self.gpt.trf_blocks[i].att.head_dim
-        x = self.gpt.trf_blocks[i].norm1(self.inputs[i])
-        queries, keys = (
-            F.linear(
-                x, layer.weight[:D], None if layer.bias is None else layer.bias[:D]
-            )
-            for layer in (att.W_query, att.W_key)
-        )
-        scores = queries @ keys.transpose(1, 2) / D**0.5
-        future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
-        return scores.masked_fill(future, -torch.inf).log_softmax(dim=-1)
-
-    def added(self, i: int) -> torch.Tensor:
-        """What a block's first head adds for a token that it looks at, (B, T, C)."""
-        att, D = self.gpt.trf_blocks[i].att, self.gpt.trf_blocks[i].att.head_dim
-        x = self.gpt.trf_blocks[i].norm1(self.inputs[i])
-        bias = None if att.W_value.bias is None else att.W_value.bias[:D]
-        values = F.linear(x, att.W_value.weight[:D], bias)
-        return F.linear(values, att.out_proj.weight[:, :D])
-
-    def loss(
-        self, ids: torch.Tensor, rows: torch.Tensor, places: torch.Tensor
-    ) -> torch.Tensor:
-        """How little the heads do what they should, in the last forward pass.
-
-        Args:
-            ids: what the model read, (B, T).
-            rows: rows of the output head, (N, C).
-            places: which of them belongs to the *next* token, (B, T).
-        """
-        total = -self.log_attention(self.before).diagonal(-1, 1, 2).mean()
-        followed = follows_the_same(ids)
-        known = followed.any(dim=-1)
-        for i in self.match:
-            weights = self.log_attention(i)[known]
-            found = weights.masked_fill(~followed[known], -torch.inf).logsumexp(dim=-1)
-            total = total - found.sum() / known.sum().clamp(min=1)
-            said = self.gpt.final_norm(self.added(i)[:, 1:][:, ::4]) @ rows.t()
-            names = places[:, :-1][:, ::4]  # the next token of t is the token at t + 1
-            total = total + F.cross_entropy(said.flatten(0, 1), names.flatten())
-        self.inputs.clear()
-        return total
-
-
-def follows_the_same(ids: torch.Tensor) -> torch.Tensor:
-    """Where each token's likes were followed: (B, T) -> (B, T, T).
-
-    True at [t, k], k <= t, if token k - 1 is the same as token t.
-    """
-    B, T = ids.shape
-    result = torch.zeros(B, T, T, dtype=torch.bool, device=ids.device)
-    result[:, :, 1:] = ids[:, :, None] == ids[:, None, :-1]
-    return result.tril()
 
 
 class Objective(nn.Module):

@@ -154,7 +154,7 @@ class Settings:
         average_half_life: the same for a running mean of the weights, which is then
             the model that the run ends with; by default there is none
         guided_steps: steps at the beginning in which three heads are shown where to
-            look for what stood before; see `pretrain.objective.Guide`
+            look for what stood before; see `ch05_pretraining.copying.Guide`
         max_grad_norm: longer gradients are shortened to this length
         device: auto takes a GPU where there is one
         precision: of matrix products, auto takes bf16 where that is faster

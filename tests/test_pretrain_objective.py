@@ -8,13 +8,14 @@ import torch.nn.functional as F
 
 from ch05_pretraining.copying import (
     PROMPTS,
+    Guide,
     asked_for_words,
+    follows_the_same,
     induction_scores,
     random_text_twice,
     repeat_losses,
 )
-from pretrain import objective
-from pretrain.objective import Guide, Objective, PartOfVocabulary, follows_the_same
+from pretrain.objective import Objective, PartOfVocabulary
 from shared.ch02 import get_tokenizer
 from shared.ch03 import attention_weights
 from shared.ch04 import GPTModel
@@ -115,7 +116,7 @@ def test_the_guide_fits_models_of_few_blocks(n_layers):
 
 def test_guided_heads_learn_to_copy_a_random_text(monkeypatch):
     """With the guide a small model soon repeats random tokens; without it, not yet."""
-    monkeypatch.setattr(objective, "GUIDE_WEIGHT", 0.5)
+    monkeypatch.setattr("pretrain.objective.GUIDE_WEIGHT", 0.5)
     ends = {}
     for guided in (True, False):
         gpt = small_gpt(seed=3)
