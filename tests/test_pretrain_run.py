@@ -435,10 +435,11 @@ def test_half_lives_are_counted_in_tokens(make_settings):
         for beta, half_life in zip(betas, (300, 6000), strict=True):
             assert math.isclose(beta ** (half_life / tokens_per_step), 0.5)
     assert make_settings().betas(30) == (0.9, 0.95)
-    run = Pretraining(settings, ALONE)
-    run.train_step()
-    for group in run.optimizer.param_groups:
-        assert group["betas"] == settings.betas(4 * T)
+    for one in (settings, make_settings()):
+        run = Pretraining(one, ALONE)
+        run.train_step()
+        for group in run.optimizer.param_groups:
+            assert group["betas"] == one.betas(4 * T)
 
 
 @pytest.mark.parametrize("tie_weights", [True, False])
@@ -591,7 +592,6 @@ def test_matrices_decay_but_biases_and_norms_do_not(make_settings, tie_weights):
     run = Pretraining(settings, ALONE)
     decayed, others = run.optimizer.param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
-    assert all(group["betas"] == (0.9, 0.95) for group in (decayed, others))
     names = {id(p): name for name, p in run.gpt.named_parameters()}
     chosen = [
         [names.pop(id(p)) for p in group["params"]] for group in (decayed, others)
@@ -967,6 +967,7 @@ def test_where_and_how_fast_may_change(make_settings, shards, tmp_path, monkeypa
         **{"micro_batch_size": 2, "device": "auto", "precision": "fp32"},
         **{"parallel": "fsdp", "compile": False, "log_every": 1, "eval_every": 9},
         **{"eval_sequences": 2, "checkpoint_every": 3, "keep_checkpoints": 3},
+        "initial": calm.run_folder / "model",  # only ever used for the first step
     }
     assert changes.keys() == FREE_SETTINGS
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -1311,14 +1312,17 @@ def test_evaluations_say_how_well_the_model_copies(make_settings):
         assert len(line["repeat"]) == 2 and np.shape(line["induction"]) == (2, 2)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_on_a_part_of_the_vocabulary(make_settings, parallel):
-    guided = 5 if parallel == "ddp" else 0
-    changes = {**TWO_STAGES, "guided_steps": guided, "parallel": parallel}
-    settings = make_settings(parallel, **changes)
-    codes, output = start(settings, 2)
-    assert codes == [0, 0], output
-    assert losses(settings)[-1] < losses(settings)[0]
+def test_two_processes_agree_on_a_part_of_the_vocabulary(make_settings):
+    """Copied or shared out, the model is the same; and its copies bear a guide."""
+    found = {}
+    for parallel, guided in (("ddp", 0), ("fsdp", 0), ("ddp", 7)):
+        changes = {**TWO_STAGES, "guided_steps": guided, "parallel": parallel}
+        settings = make_settings(f"{parallel}{guided}", **changes)
+        codes, output = start(settings, 2)
+        assert codes == [0, 0], output
+        found[parallel, guided] = losses(settings)
+    assert np.allclose(found["ddp", 0], found["fsdp", 0], rtol=0, atol=1e-5)
+    assert found["ddp", 7][0] > found["ddp", 0][0] + 0.1  # the guide's own loss
 
 
 @pytest.mark.parametrize("harm", [{"settings": None}, {"settings": {}}, {"data": ...}])
