@@ -4,39 +4,30 @@ import copy
 import math
 
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import random_gpt
+from models import TINY, random_gpt
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ch04_gpt_model import exercise_checks as checks
+from ch04_gpt_model import guards
 from shared.ch04 import (
     GELU,
     GPT2_CONFIGS,
     GPT_CONFIG_124M,
     FeedForward,
+    GPTConfig,
     GPTModel,
     LayerNorm,
     TransformerBlock,
     check_config,
     generate_text_simple,
     next_token_logits,
-    optimize_layout_for_generation,
 )
 
-TINY = {
-    "vocab_size": 61,
-    "context_length": 16,
-    "emb_dim": 24,
-    "n_heads": 3,
-    "n_layers": 3,
-    "drop_rate": 0.0,
-    "qkv_bias": False,
-}
 VARIANTS = [
     {"qkv_bias": bias, "tie_weights": tied}
     for bias in (False, True)
@@ -252,6 +243,12 @@ def test_never_looks_at_the_ids_on_the_host():
     assert generate_text_simple(model, ids, 20, 16, use_cache=True).shape == (2, 25)
 
 
+def test_compiles_to_one_graph():
+    model, ids = make_model(), make_ids(2, 7)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(ids), model(ids), atol=1e-6)
+
+
 # Parameters: names, numbers, initial values
 
 
@@ -398,6 +395,12 @@ def test_a_missing_setting_is_named(key):
         check_config(cfg)
 
 
+def test_the_guard_knows_the_keys_that_a_config_has():
+    assert set(guards._CONFIG_KEYS) == set(GPTConfig.__annotations__)
+    assert set(guards._CONFIG_EXAMPLES) == GPTConfig.__required_keys__
+    assert guards._CONFIG_EXAMPLES == GPT_CONFIG_124M
+
+
 def test_settings_must_be_a_dict():
     with pytest.raises(TypeError, match="GPT_CONFIG_124M"):
         check_config([("vocab_size", 61)])
@@ -432,7 +435,11 @@ def test_the_model_keeps_its_own_copy_of_the_settings():
         (torch.tensor([[3, -1]]), IndexError, ["-1", "vocab_size is 61"]),
         (torch.tensor([1, 2, 3]), ValueError, ["(3,)", "unsqueeze(0)"]),
         (torch.zeros(1, 2, 3, dtype=torch.long), ValueError, ["(1, 2, 3)"]),
-        (torch.zeros(2, 0, dtype=torch.long), ValueError, ["no tokens"]),
+        (
+            torch.zeros(2, 0, dtype=torch.long),
+            ValueError,
+            ["at least one token", "(2, 0)"],
+        ),
         (torch.zeros(1, 17, dtype=torch.long), ValueError, ["17", "16", "-16:"]),
         (torch.zeros(1, 3), TypeError, ["torch.float32", ".long()"]),
         (torch.zeros(1, 3, dtype=torch.bool), TypeError, ["torch.bool"]),
@@ -455,6 +462,17 @@ def test_an_unknown_id_is_reported_without_torchs_own_error():
     assert caught.value.__suppress_context__
 
 
+def test_an_index_error_of_another_cause_is_passed_on():
+    class Broken(nn.Embedding):
+        def forward(self, ids):
+            raise IndexError("something else")
+
+    model = make_model()
+    model.tok_emb = Broken(61, 24)
+    with pytest.raises(IndexError, match="something else"):
+        model(make_ids(1, 3))
+
+
 def test_the_cache_counts_towards_the_context():
     model = make_model()
     cache = model.new_cache()
@@ -468,6 +486,18 @@ def test_a_cache_of_another_model_is_refused():
     cache = make_model(n_layers=2).new_cache()
     with pytest.raises(ValueError, match="2 layers and the model 3"):
         make_model()(make_ids(1, 3), cache)
+
+
+def test_a_next_token_is_asked_for_ids_of_one_shape_too():
+    model = make_model()
+    for wrong, message in (
+        (torch.tensor([1, 2]), r"\(B, T\), not \(2,\)"),
+        (torch.zeros(1, 0, dtype=torch.long), "at least one token"),
+        (torch.zeros(1, 2), "int64"),
+    ):
+        for cache in (None, model.new_cache()):
+            with pytest.raises((TypeError, ValueError), match=message):
+                next_token_logits(model, wrong, 16, cache)
 
 
 @pytest.mark.parametrize("max_length", [0, -1, 17])
@@ -595,71 +625,6 @@ def test_a_cache_that_has_seen_the_text_is_refused():
         next_token_logits(model, idx, 16, cache)
 
 
-# Matrices by columns
-
-
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_layout_changes_strides_and_nothing_else(variant):
-    model, ids = make_model(**variant), make_ids(2, 12)
-    parameters = list(model.parameters())
-    logits = model(ids)
-    values = {name: value.clone() for name, value in model.state_dict().items()}
-    written = generate_text_simple(model, ids, 9, 16, use_cache=True)
-    optimize_layout_for_generation(model)
-
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    assert len(linears) == 3 * 6 + 1
-    assert all(layer.weight.stride()[0] == 1 for layer in linears)
-    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
-    assert (model.out_head.weight is model.tok_emb.weight) == variant["tie_weights"]
-    assert torch.allclose(model(ids), logits, atol=1e-5)
-    assert torch.equal(generate_text_simple(model, ids, 9, 16, use_cache=True), written)
-    for name, value in model.state_dict().items():
-        assert value.is_contiguous() and torch.equal(value, values[name]), name
-
-
-def test_layout_is_changed_once():
-    model = make_model(tie_weights=True)
-    optimize_layout_for_generation(model)
-    places = [p.data_ptr() for p in model.parameters()]
-    hooks = len(model._state_dict_hooks)
-    optimize_layout_for_generation(model)
-    assert [p.data_ptr() for p in model.parameters()] == places
-    assert len(model._state_dict_hooks) == hooks == 1
-
-
-def test_a_model_by_columns_is_saved_and_loaded_with_safetensors(tmp_path):
-    model, other, ids = make_model(0), make_model(1), make_ids(2, 12)
-    logits = model(ids)
-    optimize_layout_for_generation(model)
-    optimize_layout_for_generation(other)
-    path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(model.state_dict(), path)
-    other.load_state_dict(safetensors.torch.load_file(path))
-    assert torch.allclose(other(ids), logits, atol=1e-5)
-    assert other.out_head.weight.stride() == (1, 61)
-    copied = copy.deepcopy(other)
-    assert copied.out_head.weight.stride() == (1, 61)
-    assert torch.allclose(copied(ids), logits, atol=1e-5)
-
-
-def test_a_model_by_columns_trains_as_before():
-    losses = []
-    for by_columns in (False, True):
-        model, ids = make_model(tie_weights=True).train(), make_ids(4, 16)
-        if by_columns:
-            optimize_layout_for_generation(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        for _ in range(5):
-            logits = model(ids[:, :-1])
-            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        losses.append(loss.item())
-    assert abs(losses[0] - losses[1]) < 1e-3
-
-
 # The exercises' checks
 
 
@@ -700,12 +665,68 @@ def accuses_everyone(model, ids, vocab_size):
     return True
 
 
+def compares_with_prefixes(model, ids, vocab_size):
+    whole = model(ids)
+    return any(
+        not torch.allclose(model(ids[:, :t]), whole[:, :t], atol=1e-5)
+        for t in range(1, ids.shape[1])
+    )
+
+
+def changes_all_in_one_batch(model, ids, vocab_size):
+    T = ids.shape[1]
+    changed = (ids + torch.eye(T, dtype=torch.long)) % vocab_size  # row t: token t
+    moved = (model(changed) - model(ids)).abs().amax(dim=-1) > 1e-5  # (T, T)
+    return moved.tril(-1).any()
+
+
+def changes_the_ids_it_was_given(model, ids, vocab_size):
+    before = model(ids)
+    for t in range(1, ids.shape[1]):
+        ids[:, t] = (ids[:, t] + 1) % vocab_size
+        if not torch.allclose(model(ids)[:, :t], before[:, :t], atol=1e-5):
+            return True
+    return False
+
+
+def compares_the_changed_token_too(model, ids, vocab_size):
+    changed = ids.clone()
+    changed[:, 5] += 1
+    return not torch.allclose(model(changed)[:, :6], model(ids)[:, :6], atol=1e-5)
+
+
+def returns_one_verdict_for_each_token(model, ids, vocab_size):
+    return model(ids)[0, :, 0] > 99
+
+
 def window_read_each_time(model, idx, new, size):
     return checks._half_window_reference(model, idx, new, size)
 
 
 def never_starts_over(model, idx, new, size):
     return generate_text_simple(model, idx, new, size, use_cache=True)
+
+
+def rms_in_place(x, scale):
+    return x.div_((x.square().mean(-1, keepdim=True) + 1e-5).sqrt()).mul_(scale)
+
+
+@pytest.mark.parametrize(
+    "check, answer",
+    [
+        (checks.rms_norm, lambda x, s: F.rms_norm(x, (8,), s, eps=1e-5)),
+        (checks.rms_norm, rms_in_place),
+        (checks.looks_ahead, compares_with_prefixes),
+        (checks.looks_ahead, changes_all_in_one_batch),
+        (
+            checks.cache_bytes,
+            lambda c, t, b: 8.0 * c["n_layers"] * c["emb_dim"] * t * b,
+        ),
+    ],
+)
+def test_right_answers_in_other_styles_pass(check, answer, capsys):
+    check(answer)
+    assert capsys.readouterr().out.startswith("Right")
 
 
 @pytest.mark.parametrize(
@@ -734,6 +755,9 @@ def never_starts_over(model, idx, new, size):
         (checks.looks_ahead, leaks_only_from_the_last_token, "each token in turn"),
         (checks.looks_ahead, changes_only_the_last_token, "third token sees"),
         (checks.looks_ahead, accuses_everyone, "accused"),
+        (checks.looks_ahead, compares_the_changed_token_too, "accused"),
+        (checks.looks_ahead, changes_the_ids_it_was_given, r"work on a clone\(\)"),
+        (checks.looks_ahead, returns_one_verdict_for_each_token, "one True or False"),
         (
             checks.cache_bytes,
             lambda c, t, b: 4 * c["n_layers"] * c["emb_dim"] * t * b,

@@ -1,0 +1,152 @@
+"""What chapter 4 refuses, and in which words: settings, ids and requests."""
+
+import difflib
+from collections.abc import Mapping
+
+import torch
+
+from ch03_attention.guards import check_divisible
+
+__all__ = ["check_config", "check_prompt"]
+
+# What GPT-2's smallest size has for each key that a model cannot do without.
+_CONFIG_EXAMPLES = {
+    "vocab_size": 50257,
+    "context_length": 1024,
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+_CONFIG_KEYS = [*_CONFIG_EXAMPLES, "tie_weights"]
+
+
+def check_config(cfg: Mapping) -> None:
+    """Raise an error that names the fault and its remedy if `cfg` describes no model.
+
+    KeyError for an unknown or a missing key; TypeError if `cfg` is no dictionary or a
+    value has the wrong type; ValueError for a size below 1, a `drop_rate` outside
+    [0, 1), or an `emb_dim` that `n_heads` does not divide.
+    """
+    if not isinstance(cfg, Mapping):
+        raise TypeError(f"cfg must be a dict such as GPT_CONFIG_124M, not {cfg!r}")
+    _check_config_keys(cfg)
+    for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
+        # True counts as an integer in Python.
+        if isinstance(cfg[key], bool) or not isinstance(cfg[key], int):
+            raise TypeError(f"{key} must be a whole number, not {cfg[key]!r}")
+        if cfg[key] < 1:
+            raise ValueError(f"{key} must be 1 or more, not {cfg[key]}")
+    rate = cfg["drop_rate"]
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise TypeError(f"drop_rate must be a number, not {rate!r}")
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_rate must lie in [0, 1), not {rate}; 0.1 drops a tenth")
+    for key in ("qkv_bias", "tie_weights"):
+        if not isinstance(cfg.get(key, False), bool):
+            raise TypeError(f"{key} must be True or False, not {cfg[key]!r}")
+    check_divisible(cfg["emb_dim"], cfg["n_heads"], "emb_dim", "n_heads")
+
+
+def _check_config_keys(cfg: Mapping) -> None:
+    """Raise KeyError for a key that is unknown (naming the nearest) or missing."""
+    for key in cfg:
+        if key not in _CONFIG_KEYS:
+            near = difflib.get_close_matches(
+                str(key).lower(), _CONFIG_KEYS, n=1, cutoff=0.5
+            )
+            remedy = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"use {', '.join(_CONFIG_KEYS)}"
+            )
+            raise KeyError(f"unknown config key {key!r}; {remedy}")
+    for key, example in _CONFIG_EXAMPLES.items():
+        if key not in cfg:
+            raise KeyError(f"config key {key!r} is missing; GPT-2 124M has {example}")
+
+
+def check_ids(ids: torch.Tensor) -> None:
+    """Raise TypeError or ValueError unless `ids` are token ids (B, T), T at least 1."""
+    if not isinstance(ids, torch.Tensor):
+        kind = type(ids).__name__
+        raise TypeError(f"a text must be a tensor of ids (B, T), not {kind}")
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"token ids must be int64, not {ids.dtype}; use .long()")
+    if ids.dim() != 2:
+        raise ValueError(
+            f"token ids must have the shape (B, T), not {tuple(ids.shape)}; a single "
+            "text needs .unsqueeze(0)"
+        )
+    if ids.shape[1] == 0:
+        raise ValueError(
+            f"a text needs at least one token, not {tuple(ids.shape)}; <|endoftext|> "
+            "alone will do as a prompt"
+        )
+
+
+def check_input(model, ids: torch.Tensor, cache: list | None) -> None:
+    """Raise TypeError or ValueError unless the model can read `ids` after the cache."""
+    check_ids(ids)
+    if cache is not None and len(cache) != len(model.trf_blocks):
+        raise ValueError(
+            f"the cache has {len(cache)} layers and the model {len(model.trf_blocks)}; "
+            "make one with model.new_cache()"
+        )
+    total = ids.shape[1] + (0 if cache is None else cache[0].length)
+    longest = model.cfg["context_length"]
+    if total > longest:
+        raise ValueError(
+            f"{total} tokens do not fit into context_length {longest}; crop the text "
+            f"with ids[:, -{longest}:] and start with an empty cache"
+        )
+
+
+def embed_known(embedding: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+    """`embedding(ids)`; where that fails, an IndexError that names the unknown id.
+
+    To look at each id first would make Python wait for a GPU, so it is done only after
+    the embedding has failed. (A GPU reports an unknown id in words of its own.)
+    """
+    try:
+        return embedding(ids)
+    except IndexError:
+        V = embedding.num_embeddings
+        unknown = ids[(ids < 0) | (ids >= V)]
+        if len(unknown) == 0:
+            raise
+        raise IndexError(
+            f"token id {unknown[0].item()} is out of range: vocab_size is {V}, so ids "
+            f"go from 0 to {V - 1}; was the text encoded by another tokenizer?"
+        ) from None
+
+
+def check_length(name: str, length: int, longest: int) -> None:
+    """Raise ValueError unless `length` tokens are some, and fit into the context."""
+    if not 1 <= length <= longest:
+        raise ValueError(
+            f"{name} must be between 1 and the model's context_length {longest}, not "
+            f"{length}"
+        )
+
+
+def check_window(
+    model, idx: torch.Tensor, context_size: int, cache: list | None
+) -> None:
+    """Raise TypeError or ValueError unless a next token can be asked for."""
+    check_ids(idx)
+    check_length("context_size", context_size, model.cfg["context_length"])
+    T = idx.shape[1]
+    if cache is not None and T <= min(cache[0].length, context_size):
+        raise ValueError(
+            f"the cache has seen {cache[0].length} tokens and idx has no more than "
+            f"{T}; a new text needs model.new_cache()"
+        )
+
+
+def check_prompt(idx: torch.Tensor, max_new_tokens: int) -> None:
+    """Raise TypeError or ValueError if no text can be generated from this request."""
+    check_ids(idx)
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be 0 or more, not {max_new_tokens}")
