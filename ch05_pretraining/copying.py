@@ -72,10 +72,10 @@ def induction_scores(model: GPTModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 PROMPTS = (
-    'The teacher said: "The word for today is {0}." The children wrote down the word',
-    "My dog is called {0}. Yesterday I went for a walk with my dog",
-    "{0} is a town by the sea. Every summer many people come to",
-    "A: Which word shall I write?\nB: Please write {0}.\nA: So I write the word",
+    "My dog is called {0}. A man asked what my dog is called. My dog is called",
+    "The word is {0}. Please repeat the word. The word is",
+    "She comes from {0}. Where does she come from? She comes from",
+    "A: Our code is {0}.\nB: What is our code?\nA: Our code is",
 )
 
 
@@ -92,11 +92,11 @@ def asked_for_words(
             every prompt.
         prompts: texts with one gap `{0}`, after which its word comes next.
     """
-    right = []
+    right, device = [], next(model.parameters()).device
     for prompt in prompts:
         for word in words:
             ids = tokenizer.encode(prompt.format(word.strip()))
-            guess = model(torch.tensor([ids]))[0, -1].argmax().item()
+            guess = model(torch.tensor([ids], device=device))[0, -1].argmax().item()
             right.append(guess == tokenizer.encode(word)[0])
     return right
 

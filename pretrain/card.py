@@ -45,6 +45,9 @@ TEMPERATURE, TOP_K, NEW_TOKENS = 0.7, 40, 50
 def read_log(run: Path) -> list[dict]:
     """The lines of a run's log; of the folders in its settings only the names.
 
+    The peak of the arithmetic is measured anew whenever a run goes on; beside another
+    program it comes out too low. So utilisation is set against the highest.
+
     Raises:
         ValueError: if the run has not come to its end.
     """
@@ -52,6 +55,12 @@ def read_log(run: Path) -> list[dict]:
     log = [json.loads(line) for line in text.splitlines()]
     if not log or log[-1]["event"] != "end":
         raise ValueError(f"{run} is not finished; give its command again")
+    peak = max(line.get("peak_flops", 0.0) for line in log)
+    measured = peak
+    for line in log:
+        measured = line.get("peak_flops", measured)
+        if "utilisation" in line:
+            line["utilisation"] = round(line["utilisation"] * measured / peak, 4)
     settings = log[0].get("settings", {})
     for key in {"shards", "run_folder", "initial"} & settings.keys():
         settings[key] = settings[key] and Path(settings[key]).name

@@ -144,3 +144,14 @@ def test_runs_that_go_on_from_each_other_are_counted_on(run, base, monkeypatch):
     assert card.compares_all_tokens({}, 5) and not card.compares_all_tokens(
         {"stages": [], "vocabulary": 9}, 5
     )
+
+
+def test_utilisation_is_of_the_highest_peak(run):
+    log = json.loads(json.dumps(LOG))
+    log[0]["peak_flops"], log[1]["utilisation"] = 200.0, 0.3
+    log.insert(2, {"event": "resume", "step": 10, "peak_flops": 50.0})
+    log[4]["utilisation"] = 1.2
+    lines = "".join(json.dumps(line) + "\n" for line in log)
+    (run / "log.jsonl").write_text(lines, encoding="utf-8")
+    read = card.read_log(run)
+    assert (read[1]["utilisation"], read[4]["utilisation"]) == (0.3, 0.3)

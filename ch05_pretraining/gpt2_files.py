@@ -1,0 +1,105 @@
+"""GPT-2's folders: their `config.json`, and where the published ones are fetched."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from shared.data import DataUnavailable
+
+__all__ = ["GPT2_FILES", "gpt2_settings", "read_gpt2_settings", "fetch_gpt2"]
+
+GPT2_FILES = ("config.json", "model.safetensors")
+
+_KEYS = {  # our setting -> GPT-2's
+    "vocab_size": "vocab_size",
+    "context_length": "n_positions",
+    "emb_dim": "n_embd",
+    "n_heads": "n_head",
+    "n_layers": "n_layer",
+}
+
+_FIXED = {  # what every GPT-2 has in common, and GPTModel computes
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "n_inner": None,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+}
+
+
+def gpt2_settings(cfg: Mapping, dtype: str) -> dict:
+    """The contents of `config.json` for a model of ours, stored as e.g. "bfloat16"."""
+    last = cfg["vocab_size"] - 1  # where GPT-2 has <|endoftext|>
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **_FIXED,
+        **{theirs: cfg[ours] for ours, theirs in _KEYS.items()},
+        "n_ctx": cfg["context_length"],  # n_positions by its older name
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), cfg["drop_rate"]),
+        "tie_word_embeddings": cfg.get("tie_weights", False),
+        "bos_token_id": last,
+        "eos_token_id": last,
+        "dtype": dtype,
+    }
+
+
+def read_gpt2_settings(path: Path) -> dict:
+    """A `config.json` as a config of ours.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, or of another architecture than GPT-2, which may
+            have the same keys and mean something else by them.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; see save_gpt2_folder")
+    try:
+        published = dict(json.loads(path.read_text(encoding="utf-8")))
+        settings = {ours: published[theirs] for ours, theirs in _KEYS.items()}
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}; that is no GPT-2") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); get or save it again") from None
+    for key, value in _FIXED.items():
+        wanted = [value]
+        if key == "n_inner" and type(settings["emb_dim"]) is int:
+            wanted.append(4 * settings["emb_dim"])
+        if published.get(key, value) not in wanted:
+            raise ValueError(
+                f"{path}: {key} is {published[key]!r}, but GPTModel computes {value!r}"
+            )
+    settings["drop_rate"] = published.get("resid_pdrop", 0.1)
+    settings["qkv_bias"] = True
+    settings["tie_weights"] = published.get("tie_word_embeddings", True)
+    return settings
+
+
+def fetch_gpt2(repository: str, folder: Path) -> Path:
+    """A folder that holds the repository's two files, fetched if need be.
+
+    Raises:
+        DataUnavailable: a FileNotFoundError that says what was tried.
+    """
+    import huggingface_hub  # a second to import, and needed here alone
+
+    if all((folder / name).is_file() for name in GPT2_FILES):
+        return folder
+    cached = [
+        huggingface_hub.try_to_load_from_cache(repository, name) for name in GPT2_FILES
+    ]
+    if all(isinstance(path, str) for path in cached):
+        return Path(cached[0]).parent
+    try:
+        for name in GPT2_FILES:
+            huggingface_hub.hf_hub_download(repository, name, local_dir=folder)
+    except Exception as error:  # no network, no space, no such repository, ...
+        raise DataUnavailable(
+            f"{repository} could not be fetched. Tried:\n"
+            f"  folder: {folder}: not there\n"
+            "  Hugging Face's cache: not there\n"
+            f"  https://huggingface.co/{repository}: {type(error).__name__}: {error}\n"
+            "Remedy: connect to the network and try again (it goes on where it "
+            f"stopped), or copy {' and '.join(GPT2_FILES)} into {folder}."
+        ) from error
+    return folder

@@ -1,0 +1,228 @@
+"""Safetensors files: read a tensor at a time, and checkpoints that notice damage."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ch05_pretraining.guards import check_record
+from shared.files import replacing
+
+__all__ = ["TensorFile", "pieces_of", "write_checkpoint", "read_checkpoint"]
+__all__ += ["named_tensors", "pack_optimizer", "unpack_optimizer"]
+
+ROWS = 2**22  # numbers in a piece: 16 MB of float32
+
+
+class TensorFile(Mapping):
+    """A safetensors file as a mapping from names to tensors, read one at a time.
+
+    Attributes:
+        metadata: the strings stored beside the tensors, by name.
+        shapes: the shape of each tensor, by name.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is cut short, or no safetensors file.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"there is no file {self.path}")
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                self.metadata = file.metadata() or {}
+                self.shapes = {
+                    name: tuple(file.get_slice(name).get_shape())
+                    for name in sorted(file.keys())
+                }
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.path} is no complete safetensors file ({error}): it was cut "
+                "short or overwritten; delete it, and get or save it again"
+            ) from None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.shapes:
+            raise KeyError(name)
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        """Copies of the tensors whose names begin with this one and a point."""
+        found = [key for key in self if key.startswith(f"{name}.")]
+        return {key.removeprefix(f"{name}."): self[key].clone() for key in found}
+
+    def pieces(
+        self, name: str, numbers: int = ROWS
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Some rows of a tensor after the other: where they belong, and their values.
+
+        Args:
+            name: the tensor, of one dimension at least.
+            numbers: how many numbers a piece has at most, if a row has no more.
+        """
+        shape = self.shapes[name]
+        n_rows = max(1, numbers // max(1, math.prod(shape[1:])))
+        for start in range(0, shape[0], n_rows):
+            rows = slice(start, start + n_rows)
+            # opened anew: what was read stays in memory as long as the file is mapped
+            with safe_open(self.path, framework="pt") as file:
+                yield rows, file.get_slice(name)[rows]
+
+
+def pieces_of(params: Mapping, name: str) -> Iterator[tuple[slice, torch.Tensor]]:
+    """A tensor as `TensorFile.pieces`; one that is in memory already is one piece."""
+    if isinstance(params, TensorFile):
+        yield from params.pieces(name)
+    else:
+        yield slice(None), torch.as_tensor(params[name])
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that make up a model; tied ones once."""
+    stored = model.state_dict().keys()
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor for name, tensor in named if name in stored}
+
+
+def _sha256(record: dict, tensors: Mapping[str, torch.Tensor]) -> str:
+    """A fingerprint of all that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_checkpoint(
+    path: str | Path, record: dict, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Write tensors, and a record that JSON can hold, into one file, whole or not.
+
+    Raises:
+        OSError: if the file cannot be written; an older one stays.
+    """
+    path = Path(path)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    record = {**record, "sha256": _sha256(record, tensors)}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {"checkpoint": json.dumps(record)})
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from None
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict, TensorFile]:
+    """The record and the tensors of an intact checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: as `TensorFile`; also if it is no checkpoint, or
+            its contents are not those that were saved.
+    """
+    file = TensorFile(path)
+    if "checkpoint" not in file.metadata:
+        raise ValueError(
+            f"{path} was not written by save_checkpoint; for a folder in GPT-2's "
+            "format use read_gpt2_folder"
+        )
+    try:
+        record = json.loads(file.metadata["checkpoint"])
+    except (ValueError, RecursionError):
+        record = None
+    check_record(record, str(path))
+    sha256 = record.pop("sha256", None)
+    if _sha256(record, file) != sha256:
+        raise ValueError(
+            f"{path} is damaged: its contents no longer have the sha256 that they were "
+            "saved with; use an older checkpoint"
+        )
+    return record, file
+
+
+def _parameter_names(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> list[list[str]]:
+    """The names of the parameters in each of the optimiser's groups."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    if any(parameter not in names for group in groups for parameter in group):
+        raise ValueError(
+            "the optimizer holds parameters that are not the model's; make it with "
+            "model.parameters()"
+        )
+    return [[names[parameter] for parameter in group] for group in groups]
+
+
+def pack_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> tuple[dict, dict[str, torch.Tensor]]:
+    """An optimiser's settings, and its tensors by the names of their parameters.
+
+    Raises:
+        ValueError, TypeError: if it is another model's, or keeps more than tensors.
+    """
+    kind, groups, tensors = type(optimizer).__name__, [], {}
+    names = _parameter_names(optimizer, model)
+    for group, group_names in zip(optimizer.param_groups, names, strict=True):
+        groups.append({**group, "params": group_names})
+        for parameter, name in zip(group["params"], group_names, strict=True):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if not isinstance(value, torch.Tensor):
+                    raise TypeError(f"{kind} keeps {key!r} as {value!r}, not a tensor")
+                tensors[f"{name}:{key}"] = value
+    return {"kind": kind, "groups": groups}, tensors
+
+
+def unpack_optimizer(
+    saved: dict | None,
+    tensors: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    where: str,
+) -> dict:
+    """What `pack_optimizer` made, as `optimizer.load_state_dict` wants it.
+
+    Raises:
+        ValueError: if there is nothing, or it is of another kind of optimizer.
+    """
+    kind = type(optimizer).__name__
+    if saved is None:
+        raise ValueError(f"{where} holds a model only, no state of an optimizer")
+    if saved["kind"] != kind:
+        raise ValueError(
+            f"{where} holds the state of {saved['kind']}, which {kind} cannot use"
+        )
+    names = _parameter_names(optimizer, model)
+    if [group["params"] for group in saved["groups"]] != names:
+        raise ValueError(
+            f"{where}: the optimizer's parameters were in other groups, or in another "
+            "order; make it as it was made when the run began"
+        )
+    number = {name: i for i, name in enumerate(name for g in names for name in g)}
+    state = {}
+    for entry, tensor in tensors.items():
+        name, _, key = entry.rpartition(":")
+        if name not in number:
+            raise ValueError(f"{where} has a state of {name!r}, which the model lacks")
+        state.setdefault(number[name], {})[key] = tensor
+    groups = []
+    for group, own in zip(saved["groups"], optimizer.param_groups, strict=True):
+        # JSON has lists where Python had tuples
+        settings = {k: tuple(v) if type(v) is list else v for k, v in group.items()}
+        params = [number[name] for name in group["params"]]
+        groups.append({**own, **settings, "params": params})
+    return {"state": state, "param_groups": groups}

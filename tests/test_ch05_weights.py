@@ -1,0 +1,1070 @@
+"""Chapter 5: checkpoints, GPT-2's format, and the course's own base model."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partialmethod
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ch05_pretraining import tensor_files, weights
+from shared import data
+from shared.ch02 import get_tokenizer
+from shared.ch04 import GPT2_CONFIGS, GPTModel
+from shared.ch05 import (
+    TensorFile,
+    build_pretrained,
+    calc_loss_batch,
+    download_and_load_gpt2,
+    load_base,
+    load_checkpoint,
+    load_weights_into_gpt,
+    model_from_checkpoint,
+    read_gpt2_folder,
+    save_checkpoint,
+    save_gpt2_folder,
+    text_to_token_ids,
+)
+
+V = 61
+TINY = {
+    "vocab_size": V,
+    "context_length": 12,
+    "emb_dim": 24,
+    "n_heads": 3,
+    "n_layers": 2,
+    "drop_rate": 0.2,
+    "qkv_bias": False,
+}
+
+
+def tiny_model(seed=1, **changes):
+    """A model whose every number, biases and norms too, is random and not small."""
+    torch.manual_seed(seed)
+    model = GPTModel({**TINY, **changes})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def same_weights(one, other):
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def one_step(model, optimizer, seed=5):
+    """A step of training on random ids, dropout on."""
+    ids = torch.randint(V, (2, 13), generator=torch.Generator().manual_seed(seed))
+    model.train()
+    optimizer.zero_grad()
+    calc_loss_batch(ids[:, :-1], ids[:, 1:], model, "cpu").backward()
+    optimizer.step()
+
+
+def trained_run(path, optimizer=torch.optim.AdamW):
+    """A model and its optimiser after three steps, saved."""
+    torch.manual_seed(3)
+    model = GPTModel(TINY)
+    optimizer = optimizer(model.parameters(), lr=0.01)
+    for seed in range(3):
+        one_step(model, optimizer, seed)
+    progress = {"step": 3, "history": [[0, 1.5]], "dice": torch.get_rng_state()}
+    save_checkpoint(path, model, optimizer, progress)
+    return model, optimizer
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_resumed_run_equals_one_that_was_not_stopped(tmp_path, kind):
+    """Bit for bit, with dropout, in a model and an optimiser that were others."""
+    whole, optimizer = trained_run(tmp_path / "run", kind)
+    for seed in (3, 4):
+        one_step(whole, optimizer, seed)
+    model = tiny_model(9)
+    other = kind(model.parameters(), lr=1.0)
+    one_step(model, other)
+    torch.set_rng_state(load_checkpoint(tmp_path / "run", model, other)["dice"])
+    for seed in (3, 4):
+        one_step(model, other, seed)
+    assert same_weights(whole, model)
+
+
+def test_progress_is_given_back(tmp_path):
+    trained_run(tmp_path / "run")
+    found = load_checkpoint(tmp_path / "run", GPTModel(TINY))
+    assert found.keys() == {"step", "history", "dice"}
+    assert (found["step"], found["history"]) == (3, [[0, 1.5]])
+    torch.set_rng_state(found["dice"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_checkpoint_holds_model_and_optimizer(tmp_path, tied):
+    path = tmp_path / "deep" / "er" / "model.safetensors"
+    model = tiny_model(tie_weights=tied)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.8, 0.9))
+    one_step(model, optimizer)
+    save_checkpoint(path, model, optimizer)
+
+    other = tiny_model(2, tie_weights=tied)
+    other_optimizer = torch.optim.AdamW(other.parameters(), lr=1.0)
+    assert load_checkpoint(path, other, other_optimizer) is None
+    assert same_weights(model, other)
+    assert (other.out_head.weight is other.tok_emb.weight) == tied
+    saved, loaded = optimizer.state_dict(), other_optimizer.state_dict()
+    assert saved["param_groups"] == loaded["param_groups"]
+    for number, state in saved["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, loaded["state"][number][key])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_checkpoint_works_for_models_without_config_and_with_buffers(tmp_path):
+    path = tmp_path / "net.safetensors"
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    net(torch.randn(8, 3))
+    save_checkpoint(path, net)
+    other = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    load_checkpoint(path, other)
+    assert same_weights(net, other)
+
+
+def turn_matrices(model):
+    """Store every matrix of a linear layer column by column, in place."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = layer.weight.data.t().contiguous().t()
+
+
+def test_checkpoint_of_matrices_stored_by_columns(tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = tiny_model(tie_weights=True)
+    plain = tiny_model(tie_weights=True)
+    turn_matrices(model)
+    save_checkpoint(path, model)
+    other = tiny_model(2, tie_weights=True)
+    turn_matrices(other)
+    load_checkpoint(path, other)
+    assert same_weights(plain, other)
+    ids = torch.randint(V, (1, 5))
+    assert torch.allclose(plain.eval()(ids), other.eval()(ids), atol=1e-5)
+
+
+def test_bfloat16_and_scalars_survive(tmp_path):
+    path = tmp_path / "half.safetensors"
+    model = tiny_model().bfloat16()
+    save_checkpoint(path, model)
+    other = tiny_model(2).bfloat16()
+    load_checkpoint(path, other)
+    assert same_weights(model, other)
+
+
+def test_nothing_of_the_file_can_be_executed_and_names_are_readable(tmp_path):
+    path = tmp_path / "run.safetensors"
+    trained_run(path)
+    tensors = load_file(path)
+    assert "model.trf_blocks.1.att.W_query.weight" in tensors
+    assert "optimizer.trf_blocks.1.att.W_query.weight:exp_avg" in tensors
+    assert {name.split(".")[0] for name in tensors} == {
+        "model",
+        "optimizer",
+        "progress",
+    }
+    record = json.loads(TensorFile(path).metadata["checkpoint"])
+    assert record["config"] == TINY
+    assert record["progress"]["step"] == 3
+
+
+def unchanged_after(action, error, message, model, optimizer=None):
+    """Run `action`, which must fail with this message and change nothing."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = None if optimizer is None else str(optimizer.state_dict())
+    with pytest.raises(error, match=message):
+        action()
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    assert optimizer is None or str(optimizer.state_dict()) == state
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    model = tiny_model()
+    path = tmp_path / "none.safetensors"
+    unchanged_after(
+        lambda: load_checkpoint(path, model),
+        FileNotFoundError,
+        "no file .*none.safetensors",
+        model,
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.00001, 0.3, 0.9, 0.9999])
+def test_truncated_checkpoint_is_refused(tmp_path, share):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, tiny_model())
+    contents = path.read_bytes()
+    path.write_bytes(contents[: int(share * len(contents))])
+    model = tiny_model(2)
+    unchanged_after(
+        lambda: load_checkpoint(path, model),
+        ValueError,
+        "model.safetensors is no complete safetensors file .* cut short",
+        model,
+    )
+
+
+def test_a_single_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    path = tmp_path / "run.safetensors"
+    trained_run(path)
+    contents = path.read_bytes()
+    model = tiny_model(2)
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(len(contents), (40,), generator=generator).tolist()
+    for place in [*places, 3, 20, len(contents) - 1]:
+        changed = bytearray(contents)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        unchanged_after(
+            lambda: load_checkpoint(path, model), ValueError, "run.safetensors", model
+        )
+
+
+def test_flipped_bit_names_the_sha256(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, tiny_model())
+    contents = bytearray(path.read_bytes())
+    contents[-5] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(ValueError, match="is damaged: .* sha256"):
+        load_checkpoint(path, tiny_model())
+
+
+def test_foreign_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="not written by save_checkpoint"):
+        load_checkpoint(path, tiny_model())
+    path.write_bytes(b"\x80\x04\x95pickle")
+    with pytest.raises(ValueError, match="no complete safetensors file"):
+        load_checkpoint(path, tiny_model())
+
+
+def test_other_config_is_named_with_both_values(tmp_path):
+    path = tmp_path / "run.safetensors"
+    trained_run(path)
+    for changes, message in (
+        ({"emb_dim": 48, "n_layers": 3}, "emb_dim is 24 there and 48 here; n_layers"),
+        ({"tie_weights": True}, "tie_weights is False there and True here"),
+        ({"n_heads": 4}, "n_heads is 3 there and 4 here"),  # shapes would fit
+    ):
+        model = tiny_model(2, **changes)
+        unchanged_after(
+            lambda m=model: load_checkpoint(path, m), ValueError, message, model
+        )
+    # Dropout has no weights: it matters for going on, not for using the model.
+    load_checkpoint(path, tiny_model(2, drop_rate=0.0, tie_weights=False))
+    model = tiny_model(2, drop_rate=0.5)
+    optimizer = torch.optim.AdamW(model.parameters())
+    unchanged_after(
+        lambda: load_checkpoint(path, model, optimizer),
+        ValueError,
+        "drop_rate is 0.2 there and 0.5 here",
+        model,
+        optimizer,
+    )
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_checkpoint(path, nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+    for net, message in (
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5)),
+            r"model.1.weight has the shape \(2, 4\) instead of \(5, 4\)",
+        ),
+        (nn.Sequential(nn.Linear(3, 4)), "model.1.bias is unknown"),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 2)),
+            "model.2.weight is missing",
+        ),
+    ):
+        unchanged_after(
+            lambda n=net: load_checkpoint(path, n), ValueError, message, net
+        )
+
+
+def test_wrong_optimizer_is_named(tmp_path):
+    path = tmp_path / "run.safetensors"
+    trained_run(path)
+    model = GPTModel(TINY)
+    parameters = list(model.parameters())
+    for optimizer, message in (
+        (torch.optim.SGD(parameters), "the state of AdamW, which SGD cannot use"),
+        (
+            torch.optim.AdamW([{"params": parameters[:3]}, {"params": parameters[3:]}]),
+            "in other groups",
+        ),
+        (torch.optim.AdamW(tiny_model(2).parameters()), "not the model's"),
+    ):
+        unchanged_after(
+            lambda o=optimizer: load_checkpoint(path, model, o),
+            ValueError,
+            message,
+            model,
+            optimizer,
+        )
+    save_checkpoint(path, model)
+    with pytest.raises(ValueError, match="holds a model only"):
+        load_checkpoint(path, model, torch.optim.AdamW(parameters))
+    with pytest.raises(ValueError, match="not the model's"):
+        save_checkpoint(path, tiny_model(2), torch.optim.AdamW(parameters))
+
+
+def test_optimizer_state_that_is_no_tensor_is_refused(tmp_path):
+    model = tiny_model()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    ids = torch.randint(V, (1, 9))
+    loss = calc_loss_batch(ids[:, :-1], ids[:, 1:], model, "cpu")
+    loss.backward()
+    optimizer.step(lambda: loss)
+    with pytest.raises(TypeError, match="LBFGS keeps"):
+        save_checkpoint(tmp_path / "x.safetensors", model, optimizer)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fault", ["error", "interrupt", "fsync"])
+def test_failed_save_loses_nothing(tmp_path, monkeypatch, fault):
+    path = tmp_path / "model.safetensors"
+    model = tiny_model()
+    save_checkpoint(path, model)
+    contents = path.read_bytes()
+
+    def write_half(tensors, filename, metadata):
+        filename.write_bytes(contents[: len(contents) // 2])
+        if fault == "interrupt":
+            raise KeyboardInterrupt
+        raise SafetensorError("No space left on device")
+
+    def fail(number):
+        raise OSError("Input/output error")
+
+    if fault == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(tensor_files, "save_file", write_half)
+    with pytest.raises(KeyboardInterrupt if fault == "interrupt" else OSError):
+        save_checkpoint(path, tiny_model(2))
+    assert path.read_bytes() == contents
+    assert list(tmp_path.iterdir()) == [path]
+    other = tiny_model(2)
+    load_checkpoint(path, other)
+    assert same_weights(model, other)
+
+
+def test_kill_during_a_save_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, tiny_model())
+    contents = path.read_bytes()
+    script = (
+        "import os, signal, sys\n"
+        "from shared.ch05 import save_checkpoint\n"
+        "from shared.ch04 import GPTModel\n"
+        "def fsync(number): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.fsync = fsync\n"
+        f"save_checkpoint({str(path)!r}, GPTModel({TINY!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script])
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == contents
+    load_checkpoint(path, GPTModel(TINY))
+
+
+# Files from strangers
+
+
+def with_record(path, record, tensors):
+    """A checkpoint with this header, and a sha256 that fits it."""
+    if isinstance(record, dict) and "sha256" not in record:
+        digest = tensor_files._sha256(record, tensors)
+        record = {**record, "sha256": digest}
+    save_file(tensors, path, {"checkpoint": json.dumps(record)})
+
+
+GOOD_GROUP = {"params": ["tok_emb.weight"]}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        [],
+        None,
+        5,
+        "text",
+        {"sha256": 3},
+        {"config": [1]},
+        {"config": None, "optimizer": []},
+        {"config": None, "optimizer": {}},
+        {"config": None, "optimizer": {"kind": 1, "groups": []}},
+        {"config": None, "optimizer": {"kind": "AdamW", "groups": None}},
+        {"config": None, "optimizer": {"kind": "AdamW", "groups": [None]}},
+        {"config": None, "optimizer": {"kind": "AdamW", "groups": [GOOD_GROUP]}},
+        {"config": None, "progress": [1]},
+        {"config": {"emb_dim": 24}},
+    ],
+)
+def test_hostile_records_are_value_errors(tmp_path, record):
+    path = tmp_path / "hostile.safetensors"
+    model = tiny_model()
+    tensors = {f"model.{n}": t.detach() for n, t in model.named_parameters()}
+    with_record(path, record, tensors)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for action in (
+        lambda: load_checkpoint(path, model, optimizer),
+        lambda: model_from_checkpoint(path),
+    ):
+        unchanged_after(action, ValueError, "hostile", model, optimizer)
+
+
+def test_record_that_is_no_json_is_a_value_error(tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    for text in ("", "{", "[" * 100_000):
+        save_file({"model.x": torch.ones(1)}, path, {"checkpoint": text})
+        with pytest.raises(ValueError, match="hostile.safetensors is damaged"):
+            load_checkpoint(path, tiny_model())
+
+
+def test_unknown_state_of_an_optimizer_is_a_value_error(tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    model, optimizer = trained_run(path)
+    file = TensorFile(path)
+    record = json.loads(file.metadata["checkpoint"])
+    del record["sha256"]
+    tensors = {name: file[name].clone() for name in file}
+    with_record(path, record, {**tensors, "optimizer.evil:step": torch.ones(1)})
+    with pytest.raises(ValueError, match="state of 'evil', which the model lacks"):
+        load_checkpoint(path, model, optimizer)
+
+
+def test_model_comes_from_its_checkpoint_alone(tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = tiny_model(tie_weights=True)
+    save_checkpoint(path, model)
+    found = model_from_checkpoint(path)
+    assert same_weights(model, found) and not found.training
+    assert found.out_head.weight is found.tok_emb.weight
+
+
+HOSTILE_SETTINGS = [
+    {"n_layers": 10**6},
+    {"n_layers": 10**18},
+    {"emb_dim": 10**5},
+    {"emb_dim": 10**15},
+    {"vocab_size": 10**9},
+    {"context_length": 10**9},
+    {"n_heads": 10**12},
+    {"n_layers": True},
+    {"n_layers": -1},
+    {"n_layers": "2"},
+    {"n_layers": None},
+    {"n_heads": 5},
+]
+
+
+@pytest.mark.parametrize("change", HOSTILE_SETTINGS, ids=str)
+def test_settings_are_believed_only_if_the_tensors_bear_them_out(tmp_path, change):
+    """Before anything is built: a few bytes asked for gigabytes, and got them."""
+    model = tiny_model(qkv_bias=True)
+    model.cfg.update(change)
+    checkpoint, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    save_checkpoint(checkpoint, model)
+    start = time.process_time()
+    with pytest.raises(ValueError, match="model.safetensors"):
+        model_from_checkpoint(checkpoint)
+    save_gpt2_folder(tiny_model(qkv_bias=True), tmp_path)
+    theirs = {"n_layers": "n_layer", "emb_dim": "n_embd", "n_heads": "n_head"}
+    theirs |= {"vocab_size": "vocab_size", "context_length": "n_positions"}
+    published = json.loads(config.read_text())
+    published |= {theirs[key]: value for key, value in change.items()}
+    config.write_text(json.dumps(published))
+    with pytest.raises(ValueError, match="config.json"):
+        read_gpt2_folder(tmp_path)
+    assert time.process_time() - start < 5
+
+
+def test_wide_blocks_of_a_narrow_file_are_never_built(tmp_path):
+    """The embeddings fit their settings, the blocks would be a hundred times larger."""
+    wide = {"model.tok_emb.weight": (1, 4096), "model.pos_emb.weight": (1, 4096)}
+    tensors = {name: torch.zeros(shape) for name, shape in wide.items()}
+    tensors |= {f"model.x{i}": torch.zeros(1) for i in range(90)}
+    config = {**TINY, "vocab_size": 1, "context_length": 1, "emb_dim": 4096}
+    path = tmp_path / "wide.safetensors"
+    with_record(path, {"config": {**config, "n_layers": 10, "n_heads": 1}}, tensors)
+    start = time.process_time()
+    with pytest.raises(ValueError, match="asks for n_layers 10 of emb_dim 4096"):
+        model_from_checkpoint(path)
+    assert time.process_time() - start < 5  # 2 thousand million numbers otherwise
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"resid_pdrop": "x"}, {"resid_pdrop": 7}, {"tie_word_embeddings": "yes"}],
+    ids=str,
+)
+def test_settings_of_a_wrong_type_are_value_errors(tmp_path, change):
+    save_gpt2_folder(tiny_model(qkv_bias=True), tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(ValueError, match="config.json: its settings build no model"):
+        read_gpt2_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[]",
+        b"null",
+        b"{",
+        b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [4611686018427387904, 8], '
+        b'"data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 99999999]}}',
+        b'{"a": {"dtype": "F32", "shape": [1]}}',
+        b'{"__metadata__": {"checkpoint": 5}, '
+        b'"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+    ],
+)
+def test_hostile_indexes_of_tensors_are_value_errors(tmp_path, header):
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError, match="hostile.safetensors"):
+        load_checkpoint(path, tiny_model())
+    with pytest.raises(ValueError, match="hostile.safetensors"):
+        TensorFile(path)
+    path.write_bytes((2**63).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="hostile.safetensors"):
+        TensorFile(path)
+
+
+def test_tensors_of_odd_types_are_refused_or_read(tmp_path):
+    path = tmp_path / "odd.safetensors"
+    for dtype, size in (("F8_E4M3", 1), ("U64", 8), ("C64", 8), ("F4", 1), ("BOOL", 1)):
+        shape = 2 if dtype == "F4" else 1
+        header = {"a": {"dtype": dtype, "shape": [shape], "data_offsets": [0, size]}}
+        header["__metadata__"] = {"checkpoint": '{"config": null, "sha256": ""}'}
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+        with pytest.raises(ValueError, match="odd.safetensors"):
+            load_checkpoint(path, tiny_model())
+
+
+def test_empty_rows_without_end_cost_no_time(tmp_path):
+    """Two heads of 10^12 empty rows were compared 4 million rows at a time."""
+    save_gpt2_folder(tiny_model(qkv_bias=True, tie_weights=True), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    empty = torch.zeros(10**12, 0)
+    tensors |= {"lm_head.weight": empty, "transformer.wte.weight": empty.clone()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    start = time.process_time()
+    with pytest.raises(ValueError, match="asks for embeddings of shape"):
+        read_gpt2_folder(tmp_path)
+    model = tiny_model(qkv_bias=True, tie_weights=True)
+    with pytest.raises(ValueError, match="wte.weight has the shape"):
+        load_weights_into_gpt(model, tensors)
+    assert time.process_time() - start < 2
+
+
+def test_books_tensorflow_dictionaries_are_refused_with_the_way_out():
+    params = {"blocks": [{"attn": {}}], "wpe": 0, "wte": 0, "g": 0, "b": 0}
+    with pytest.raises(ValueError, match="download_and_load_gpt2.*of shared.ch05"):
+        load_weights_into_gpt(tiny_model(qkv_bias=True), params)
+
+
+# GPT-2's format
+
+
+def hugging_face_model(**changes):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=V,
+        n_positions=12,
+        n_embd=24,
+        n_head=3,
+        n_layer=2,
+        bos_token_id=V - 1,
+        eos_token_id=V - 1,
+        **changes,
+    )
+    torch.manual_seed(7)
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+IDS = torch.randint(V, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+def logits_of(model):
+    with torch.no_grad():
+        out = model.eval()(IDS)
+    return getattr(out, "logits", out)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_transformers_loads_what_we_write(tmp_path, tied, qkv_bias):
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model(tie_weights=tied, qkv_bias=qkv_bias)
+    save_gpt2_folder(model, tmp_path / "out")
+    theirs, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys"))
+    assert torch.allclose(logits_of(theirs), logits_of(model), atol=1e-4)
+
+    settings, params = read_gpt2_folder(tmp_path / "out")
+    again = build_pretrained(settings, params)
+    assert torch.allclose(logits_of(again), logits_of(model), atol=1e-6)
+    assert {**settings, "qkv_bias": qkv_bias} == {**model.cfg, "tie_weights": tied}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_we_load_what_transformers_writes(tmp_path, tied):
+    theirs = hugging_face_model(tie_word_embeddings=tied)
+    theirs.save_pretrained(tmp_path)
+    settings, params = read_gpt2_folder(tmp_path)
+    assert any(name.startswith("transformer.") for name in params)
+    assert settings["tie_weights"] == tied
+    model = GPTModel(settings)
+    load_weights_into_gpt(model, params)
+    assert (logits_of(model) - logits_of(theirs)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("size", GPT2_CONFIGS)
+def test_all_four_layouts_with_reduced_widths(tmp_path, size):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    cfg = GPT2_CONFIGS[size]
+    heads = cfg["n_heads"]
+    config = GPT2Config(
+        vocab_size=V,
+        n_positions=12,
+        n_embd=2 * heads,
+        n_head=heads,
+        n_layer=cfg["n_layers"],
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    theirs = GPT2LMHeadModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    settings, params = read_gpt2_folder(tmp_path)
+    assert settings["n_layers"] == cfg["n_layers"]
+    model = GPTModel(settings)
+    load_weights_into_gpt(model, params)
+    assert (logits_of(model) - logits_of(theirs)).abs().max() < 1e-4
+
+
+def test_openais_names_without_prefix_and_with_masks(tmp_path):
+    theirs = hugging_face_model()
+    params = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in theirs.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    for i in range(2):
+        params[f"h.{i}.attn.bias"] = torch.ones(1, 1, 12, 12).tril()
+        params[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+    cfg = {**TINY, "qkv_bias": True, "drop_rate": 0.0}
+    for changes in ({"tie_weights": True}, {"tie_weights": False}):
+        model = GPTModel({**cfg, **changes})
+        load_weights_into_gpt(model, params)
+        assert (logits_of(model) - logits_of(theirs)).abs().max() < 1e-4
+    arrays = {name: tensor.numpy() for name, tensor in params.items()}
+    load_weights_into_gpt(model := GPTModel(cfg), arrays)
+    assert (logits_of(model) - logits_of(theirs)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("way", ["model", "argument"])
+def test_half_precision_is_read_as_float32(tmp_path, way):
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model(qkv_bias=True)
+    expected = tiny_model(qkv_bias=True).bfloat16().float()
+    if way == "model":
+        save_gpt2_folder(model.bfloat16(), tmp_path)
+    else:
+        save_gpt2_folder(model, tmp_path, torch.bfloat16)
+        assert model.tok_emb.weight.dtype == torch.float32
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    model = build_pretrained(*read_gpt2_folder(tmp_path))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(logits_of(model), logits_of(expected))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.allclose(logits_of(theirs), logits_of(model), atol=1e-4)
+
+
+def test_weights_are_not_stored_as_integers(tmp_path):
+    with pytest.raises(ValueError, match="torch.int8; try torch.bfloat16"):
+        save_gpt2_folder(tiny_model(), tmp_path / "out", torch.int8)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path):
+    theirs = hugging_face_model(tie_word_embeddings=False)
+    theirs.save_pretrained(tmp_path)
+    settings, params = read_gpt2_folder(tmp_path)
+    params = dict(params)
+    tied = GPTModel({**settings, "tie_weights": True})
+    untied = GPTModel(settings)
+    name = "transformer.h.1.mlp.c_fc.weight"
+    for model, change, message in (
+        (untied, {name: None}, "h.1.mlp.c_fc.weight is missing"),
+        (
+            untied,
+            {name: torch.ones(24, 95)},
+            r"h.1.mlp.c_fc.weight has the shape \(24, 95\) instead of \(24, 96\)",
+        ),
+        (untied, {"h.7.ln_1.bias": torch.ones(24)}, "h.7.ln_1.bias is unknown"),
+        (tied, {}, "output head of their own"),
+        (tied, {"transformer.wte.weight": None}, "wte.weight is missing"),
+        (
+            tied,
+            {"lm_head.weight": None, "transformer.wte.weight": torch.ones(V + 1, 24)},
+            r"wte.weight has the shape \(62, 24\) instead of \(61, 24\)",
+        ),
+        (GPTModel({**settings, "n_layers": 1}), {}, "h.1.attn.c_attn.bias is unknown"),
+        (GPTModel({**settings, "qkv_bias": False}), {}, "set qkv_bias to True"),
+    ):
+        changed = {k: v for k, v in {**params, **change}.items() if v is not None}
+        unchanged_after(
+            lambda m=model, c=changed: load_weights_into_gpt(m, c),
+            ValueError,
+            message,
+            model,
+        )
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        read_gpt2_folder(tmp_path)
+    save_gpt2_folder(tiny_model(), tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    good = json.loads(config.read_text())
+    for change, message in (
+        ({"model_type": "llama"}, "model_type is 'llama', but GPTModel .* 'gpt2'"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+        ({"n_inner": 50}, "n_inner is 50"),
+        ({"n_embd": None}, "has no 'n_embd'"),
+    ):
+        changed = {k: v for k, v in {**good, **change}.items() if k != "n_inner" or v}
+        if change.get("n_embd", 1) is None:
+            del changed["n_embd"]
+        config.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=message):
+            read_gpt2_folder(tmp_path)
+    config.write_text(json.dumps({**good, "n_inner": 96}))
+    read_gpt2_folder(tmp_path)
+    for text in ("{", "[1]", "5"):
+        config.write_text(text)
+        with pytest.raises(ValueError, match="config.json is damaged"):
+            read_gpt2_folder(tmp_path)
+    config.write_text(json.dumps(good))
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="model.safetensors is no complete"):
+        read_gpt2_folder(tmp_path)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        read_gpt2_folder(tmp_path)
+
+
+def test_loading_does_not_hold_all_tensors_at_once(tmp_path):
+    save_gpt2_folder(tiny_model(), tmp_path)
+    params = read_gpt2_folder(tmp_path)[1]
+    name = "transformer.wte.weight"
+    assert params[name] is not params[name]  # nothing is kept
+    assert name in params and "other" not in params
+    assert len(params) == len(list(params)) == 2 * 12 + 5
+    with pytest.raises(KeyError):
+        params["other"]
+
+
+def test_pieces_are_the_tensor(tmp_path):
+    save_gpt2_folder(tiny_model(), tmp_path)
+    params = read_gpt2_folder(tmp_path)[1]
+    for name, size in (
+        ("transformer.wte.weight", (V, 24)),
+        ("transformer.ln_f.bias", (24,)),
+        ("transformer.h.0.attn.c_attn.weight", (24, 72)),
+    ):
+        for numbers in (1, 50, 24 * V - 1, 24 * V, 10**6):
+            found = torch.full(size, torch.nan)
+            for rows, piece in params.pieces(name, numbers):
+                assert piece.numel() <= max(numbers, math.prod(size[1:]))
+                found[rows] = piece
+            assert torch.equal(found, params[name])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_loading_in_small_pieces_changes_nothing(tmp_path, tied, monkeypatch):
+    save_gpt2_folder(tiny_model(tie_weights=tied, qkv_bias=True), tmp_path)
+    settings, params = read_gpt2_folder(tmp_path)
+    small = partialmethod(TensorFile.pieces, numbers=72)  # biases have so many
+    monkeypatch.setattr(TensorFile, "pieces", small)
+    loaded = logits_of(build_pretrained(settings, params))
+    assert torch.equal(loaded, logits_of(tiny_model(tie_weights=tied, qkv_bias=True)))
+
+
+def test_stored_head_of_a_tied_model_is_compared_to_its_last_piece(
+    tmp_path, monkeypatch
+):
+    save_gpt2_folder(tiny_model(tie_weights=True, qkv_bias=True), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+    save_file(tensors, path)
+    small = partialmethod(TensorFile.pieces, numbers=72)
+    monkeypatch.setattr(TensorFile, "pieces", small)
+    build_pretrained(*read_gpt2_folder(tmp_path))
+    tensors["lm_head.weight"][-1, -1] += 1
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="output head of their own"):
+        build_pretrained(*read_gpt2_folder(tmp_path))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_build_pretrained_gives_a_whole_model(tmp_path, tied):
+    save_gpt2_folder(tiny_model(tie_weights=tied, qkv_bias=True), tmp_path)
+    model = build_pretrained(*read_gpt2_folder(tmp_path))
+    assert not model.training
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+    assert (model.out_head.weight is model.tok_emb.weight) == tied
+    model(IDS).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(ValueError, match="h.1.* is unknown"):
+        settings, params = read_gpt2_folder(tmp_path)
+        build_pretrained({**settings, "n_layers": 1}, params)
+
+
+LOAD_AND_MEASURE = """
+import sys
+from pathlib import Path
+from shared.ch04 import GPTModel
+from shared.ch05 import build_pretrained, load_weights_into_gpt, read_gpt2_folder
+
+def memory(key):  # in bytes; VmRSS: now, VmHWM: the most so far
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) for x in lines if x.startswith(key)) * 1024
+
+before = memory("VmRSS")
+settings, params = read_gpt2_folder(sys.argv[1])
+if sys.argv[2] == "in one step":
+    model = build_pretrained(settings, params)
+else:
+    model = GPTModel(settings)
+    load_weights_into_gpt(model, params)
+peak = memory("VmHWM") - before
+print(peak / sum(parameter.nbytes for parameter in model.parameters()))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder_of_45_million(tmp_path_factory):
+    """A model that is large beside what a Python process needs otherwise: 180 MB."""
+    folder = tmp_path_factory.mktemp("45M")
+    config = {**GPT2_CONFIGS["124M"], "emb_dim": 512, "n_heads": 8, "n_layers": 6}
+    save_gpt2_folder(GPTModel(config), folder)
+    return folder
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux's /proc"
+)
+@pytest.mark.parametrize("way", ["in one step", "in two steps"])
+def test_loading_peaks_at_little_more_than_the_model(folder_of_45_million, way):
+    command = [sys.executable, "-c", LOAD_AND_MEASURE, folder_of_45_million, way]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert 0.9 < float(done.stdout) <= 1.2, done.stdout + done.stderr
+
+
+# The course's own base model
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base()
+
+
+def test_base_is_float32_and_ready_for_use(base):
+    assert {parameter.dtype for parameter in base.parameters()} == {torch.float32}
+    assert not base.training
+    assert base.cfg["vocab_size"] == get_tokenizer().n_vocab
+    assert base.out_head.weight is base.tok_emb.weight
+    assert data.FILES["base/model.safetensors"].size <= 45_000_000
+
+
+def test_transformers_loads_the_base(base):
+    from transformers import AutoModelForCausalLM
+
+    folder = data.get("base/config.json").parent
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = text_to_token_ids(data.load_text("held-out")[:400], get_tokenizer())
+    with torch.no_grad():
+        ours, logits = base(prompt), theirs.eval()(prompt).logits
+    assert (ours - logits).abs().max() < 1e-4
+
+
+def test_base_guesses_far_better_than_evenly_on_text_of_another_kind(base):
+    ids = text_to_token_ids(data.load_text("held-out"), get_tokenizer())
+    windows = ids[0, : 8 * 129].view(8, 129)
+    with torch.no_grad():
+        loss = calc_loss_batch(windows[:, :-1], windows[:, 1:], base, "cpu")
+    assert loss < math.log(base.cfg["vocab_size"] / 10)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_damaged_base_is_named_with_the_remedy(tmp_path, monkeypatch, name):
+    shutil.copytree(data.REPOSITORY_DATA / "base", tmp_path / "base")
+    monkeypatch.setattr(data, "REPOSITORY_DATA", tmp_path)
+    load_base()
+    path = tmp_path / "base" / name
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(data.DataUnavailable, match=f"git checkout -- data/base/{name}"):
+        load_base()
+
+
+@pytest.mark.parametrize("run", [1, 2])
+def test_log_of_the_base_is_of_this_model(base, run):
+    lines = data.get(f"base/log-{run}.jsonl").read_text(encoding="utf-8").splitlines()
+    log = [json.loads(line) for line in lines]
+    assert log[0]["event"] == "start" and log[-1]["event"] == "end"
+    assert log[0]["parameters"] == sum(p.numel() for p in base.parameters())
+    assert log[0]["settings"]["model"] == base.cfg
+    train = [line for line in log if line["event"] == "train"]
+    assert log[-1]["tokens"] == train[-1]["tokens"]
+    steps = [line["step"] for line in train]
+    assert steps == sorted(set(steps)) and steps[-1] == log[-1]["step"]
+
+
+def test_held_out_text_is_twelve_paragraphs_of_similar_length():
+    paragraphs = data.load_text("held-out").split("\n\n")
+    assert len(paragraphs) == 12
+    assert all(60 <= len(paragraph.split()) <= 110 for paragraph in paragraphs)
+
+
+# A hub that is a folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Stands in for Hugging Face: holds a reduced GPT-2 124M; counts downloads."""
+    source = tmp_path / "hub"
+    small = {**GPT2_CONFIGS["124M"], "vocab_size": V, "context_length": 12}
+    small.update(emb_dim=24, n_heads=3, n_layers=2)
+    monkeypatch.setattr(weights, "GPT2_CONFIGS", {"124M": small})
+    save_gpt2_folder(tiny_model(qkv_bias=True, tie_weights=True), source)
+    downloads = []
+
+    def download(repository, name, *, local_dir):
+        downloads.append((repository, name))
+        local_dir.mkdir(parents=True, exist_ok=True)
+        return shutil.copy(source / name, local_dir / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a: None)
+    hub.source, hub.downloads = source, downloads
+    return hub
+
+
+def test_gpt2_by_name_is_fetched_once(hub, tmp_path, monkeypatch):
+    settings, params = download_and_load_gpt2("124M", tmp_path / "models")
+    repository = "openai-community/gpt2"
+    assert hub.downloads == [
+        (repository, "config.json"),
+        (repository, "model.safetensors"),
+    ]
+    model = GPTModel(settings)
+    load_weights_into_gpt(model, params)
+    expected = tiny_model(qkv_bias=True, tie_weights=True)
+    assert torch.equal(logits_of(model), logits_of(expected))
+    download_and_load_gpt2("124M", tmp_path / "models")
+    assert len(hub.downloads) == 2
+
+
+def test_gpt2_is_taken_from_hugging_faces_cache(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda repository, name: str(hub.source / name),
+    )
+    params = download_and_load_gpt2("124M", tmp_path / "models")[1]
+    assert params.path.parent == hub.source and not hub.downloads
+
+
+def test_gpt2_offline_says_what_was_tried_and_what_to_do(hub, tmp_path, monkeypatch):
+    def no_network(*arguments, **more):
+        raise ConnectionError("name resolution failed")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_network)
+    with pytest.raises(data.DataUnavailable) as caught:
+        download_and_load_gpt2("124M", tmp_path / "models")
+    message = str(caught.value)
+    for part in (
+        "openai-community/gpt2 could not be fetched",
+        str(tmp_path / "models" / "124M"),
+        "https://huggingface.co/openai-community/gpt2",
+        "ConnectionError: name resolution failed",
+        "copy config.json and model.safetensors",
+    ):
+        assert part in message
+
+
+def test_gpt2_honours_offline_mode(tmp_path):
+    """With the real library, in a process of its own: no attempt to connect."""
+    script = (
+        "from shared.ch05 import download_and_load_gpt2\n"
+        f"download_and_load_gpt2('355M', {str(tmp_path)!r})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert "DataUnavailable: openai-community/gpt2-medium" in done.stderr
+    assert "HF_HUB_OFFLINE" in done.stderr
+
+
+def test_gpt2_of_the_wrong_size_or_damaged_is_refused(hub, tmp_path):
+    with pytest.raises(ValueError, match="one of 124M, 355M, 774M, 1558M, not '125M'"):
+        download_and_load_gpt2("125M", tmp_path)
+    download_and_load_gpt2("124M", tmp_path)
+    weights = tmp_path / "124M" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="delete it"):
+        download_and_load_gpt2("124M", tmp_path)
+    save_gpt2_folder(tiny_model(n_layers=1, qkv_bias=True), tmp_path / "124M")
+    with pytest.raises(ValueError, match="n_layers is 1 there and 2 here"):
+        download_and_load_gpt2("124M", tmp_path)
+
+
+def test_repositories_are_those_of_the_four_sizes():
+    assert weights.GPT2_REPOSITORIES.keys() == GPT2_CONFIGS.keys()
