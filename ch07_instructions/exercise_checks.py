@@ -1,6 +1,9 @@
 """Checks for the exercises of chapter 7: each says what is wrong, and hints at why."""
 
+import ast
+import inspect
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,12 +13,12 @@ from shared.exercises import require_answer
 
 def extract_answer(answer: Callable[[str, str], str]) -> None:
     """Exercise 7.1: the answer alone."""
-    prompt = "### Instruction:\nWhat follows ### Response:\n?\n\n### Response:\n"
+    prompt = "User: What follows Assistant: here?\nAssistant:"
     found = answer(prompt, prompt + " A pear.\n")
     require_answer(found, "extract_answer")
     assert found == "A pear.", (
-        f"wanted 'A pear.', found {found!r}; a prompt may contain the heading, so "
-        "count the prompt's letters instead of searching for a heading"
+        f"wanted 'A pear.', found {found!r}; a prompt may contain the mark, so "
+        "count the prompt's letters instead of searching for a mark"
     )
     found = answer(prompt, prompt + "A pear.<|endoftext|>Name a colour.")
     assert found == "A pear.", (
@@ -34,6 +37,16 @@ def extract_answer(answer: Callable[[str, str], str]) -> None:
     print("Right: the prompt is known, so it need not be searched for.")
 
 
+def has_loop(function: Callable) -> bool:
+    """Whether the code of a function has a loop in it, as far as it can be read."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    loops = ast.For | ast.While | ast.comprehension
+    return any(isinstance(node, loops) for node in ast.walk(tree))
+
+
 def mask_prompts(answer: Callable[[torch.Tensor, list[int]], torch.Tensor]) -> None:
     """Exercise 7.2: targets of the prompts become -100."""
     targets = torch.tensor([[2, 3, 4, 50256], [6, 7, 50256, -100]])
@@ -41,6 +54,9 @@ def mask_prompts(answer: Callable[[torch.Tensor, list[int]], torch.Tensor]) -> N
     found = answer(targets, [3, 1])
     require_answer(found, "mask_prompts")
     assert torch.equal(targets, given), "the given tensor was changed; return a new one"
+    assert isinstance(found, torch.Tensor), (
+        f"wanted a tensor (B, T), found a {type(found).__name__}"
+    )
     wanted = torch.tensor([[-100, -100, 4, 50256], [6, 7, 50256, -100]])
     assert found.shape == wanted.shape, f"wanted (B, T), found {tuple(found.shape)}"
     late = torch.tensor([[-100, -100, -100, 50256], [-100, 7, 50256, -100]])
@@ -55,7 +71,17 @@ def mask_prompts(answer: Callable[[torch.Tensor, list[int]], torch.Tensor]) -> N
     assert torch.equal(answer(targets, [0, 0]), given), (
         "a prompt of no tokens masks nothing"
     )
+    assert not has_loop(answer), (
+        "the targets are right, but there is a loop: compare a row of places (T,) with "
+        "a column of lengths (B, 1), and the whole mask is there at once"
+    )
     print("Right: every prompt is silent, and no answer has lost its first token.")
+
+
+def plain_list(values) -> list:
+    """Numbers as a list, whether they came as a list, an array or a tensor."""
+    values = torch.as_tensor(values).flatten() if hasattr(values, "shape") else values
+    return [v.item() if hasattr(v, "item") else v for v in values]
 
 
 def encode_conversation(
@@ -66,24 +92,30 @@ def encode_conversation(
     turns = [("Name a fruit.", "Pear."), ("Another?", "Plum.")]
     found = answer(turns, tokenizer)
     require_answer(found, "encode_conversation")
-    ids, learned = found
+    assert isinstance(found, tuple | list) and len(found) == 2, (
+        f"wanted two lists, ids and marks; found {found!r}"
+    )
+    ids, learned = map(plain_list, found)
+    assert all(isinstance(i, int) and not isinstance(i, bool) for i in ids), (
+        f"the first list must hold ids, whole numbers; yours begins with {ids[:3]}"
+    )
     assert len(ids) == len(learned), (
         f"{len(ids)} ids and {len(learned)} marks: every id needs a mark"
     )
     text = tokenizer.decode(ids)
     wanted = (
-        "<|user|>\nName a fruit.\n<|assistant|>\nPear.<|endoftext|>"
-        "<|user|>\nAnother?\n<|assistant|>\nPlum.<|endoftext|>"
+        "User: Name a fruit.\nAssistant: Pear.<|endoftext|>"
+        "User: Another?\nAssistant: Plum.<|endoftext|>"
     )
     assert text == wanted, f"the conversation reads {text!r} instead of {wanted!r}"
     assert ids.count(50256) == 2, (
         "each answer ends with the one token 50256, not with the letters of its name"
     )
     written = tokenizer.decode([i for i, yes in zip(ids, learned, strict=True) if yes])
-    assert written != "Pear.Plum.", (
+    assert written != " Pear. Plum.", (
         "the model must learn to stop, too: the end after an answer counts"
     )
-    assert written == "Pear.<|endoftext|>Plum.<|endoftext|>", (
+    assert written == " Pear.<|endoftext|> Plum.<|endoftext|>", (
         f"to be learned are the answers and their ends, not {written!r}"
     )
     print("Right: it learns to answer in every turn, and to ask in none.")

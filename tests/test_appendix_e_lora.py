@@ -3,6 +3,7 @@
 import copy
 import math
 
+import models
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from appendix_e_lora import exercise_checks as checks
+from benchmarks.model import optimize_layout_for_generation
 from shared.appendix_e import (
     LinearWithLoRA,
     LoRALayer,
@@ -19,22 +21,11 @@ from shared.appendix_e import (
     merge_lora,
     replace_linear_with_lora,
 )
-from shared.ch04 import (
-    generate_text_simple,
-    optimize_layout_for_generation,
-)
+from shared.ch04 import generate_text_simple
 from shared.ch05 import load_checkpoint, save_checkpoint, save_gpt2_folder
 from shared.ch06 import GPTClassifier, set_trainable
 
-TINY = {
-    "vocab_size": 61,
-    "context_length": 16,
-    "emb_dim": 24,
-    "n_heads": 3,
-    "n_layers": 2,
-    "drop_rate": 0.0,
-    "qkv_bias": True,
-}
+TINY = {**models.TINY, "n_layers": 2, "qkv_bias": True}
 
 
 def make_model(seed=0, **changes):
@@ -640,6 +631,13 @@ WRONG = [
         lambda c, r: count_right({**c, "tie_weights": c.get("tie_weights", True)}, r),
         "without tie_weights",
     ),
+    (
+        "lora_parameters",
+        lambda c, r: count_right({**c, "tie_weights": c["tie_weights"]}, r),
+        "without it, it is a KeyError",
+    ),
+    ("lora_parameters", lambda cfg, r: [count_right(cfg, r)], "number, not a list"),
+    ("lora_parameters", lambda cfg, r: f"{count_right(cfg, r)}", "not a str"),
     ("set_strength", lambda model, s: ..., "still gives"),
     ("set_strength", lambda m, s: strength_right(m, s + 0.5), "count nothing"),
     ("set_strength", strength_lost, "not from the last scaling"),
@@ -661,16 +659,32 @@ WRONG = [
     ),
     ("low_rank", lambda c, r: svd_factors(c, r)[::-1], "should be"),
     ("low_rank", svd_in_place, "was changed"),
+    ("low_rank", lambda c, r: torch.linalg.svd(c), "A and B, not 3 items"),
     ("gpt3_lora_parameters", lambda rank: None, "unanswered"),
     ("gpt3_lora_parameters", lambda rank: 96 * 2 * rank * 12_288, "both A and B"),
     ("gpt3_lora_parameters", lambda rank: 96 * 2 * 12_288**2, "matrices themselves"),
     ("gpt3_lora_parameters", lambda rank: 4_718_592, "at rank 8"),
+    ("gpt3_lora_parameters", lambda rank: (4_718_592,), "not a tuple"),
 ]
 
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_check_accepts_a_right_answer(name, capsys):
     getattr(checks, name)(RIGHT[name])
+    assert capsys.readouterr().out.startswith("Right")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("lora_parameters", lambda cfg, r: torch.tensor(count_right(cfg, r))),
+        ("lora_parameters", lambda cfg, r: float(count_right(cfg, r))),
+        ("adapt_queries_and_values", adapter(result=tuple)),
+        ("low_rank", lambda c, r: list(svd_factors(c, r))),
+    ],
+)
+def test_check_accepts_another_style(name, answer, capsys):
+    getattr(checks, name)(answer)
     assert capsys.readouterr().out.startswith("Right")
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import warnings
+from collections import Counter
 from dataclasses import replace
 
 import pandas as pd
@@ -12,29 +13,32 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ch06_classification import classification, compare
 from ch06_classification import exercise_checks as checks
+from ch06_classification.compare import accuracy_interval
+from ch06_classification.word_order import make_twins, split_twins
 from shared import data
 from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTModel
-from shared.ch05 import load_base, random_state, save_checkpoint
+from shared.ch05 import load_base, save_checkpoint
 from shared.ch06 import (
     LABELS,
     GPTClassifier,
     LengthGroupedSampler,
     SpamDataset,
     Verdict,
-    accuracy_interval,
     calc_accuracy_loader,
     calc_classification_loss,
+    class_logits,
     classify_review,
-    confusion_counts,
     create_balanced_dataset,
+    create_loaders,
     create_spam_loader,
+    create_spam_loaders,
     encode_message,
     evaluate_classifier,
     frozen_features,
@@ -48,7 +52,6 @@ from shared.ch06 import (
     set_trainable,
     spam_probabilities,
     train_classifier_simple,
-    trim_padding,
 )
 
 PAD = 60
@@ -371,14 +374,6 @@ def test_sampler_groups_by_length_and_draws_anew():
             LengthGroupedSampler(lengths, **wrong)
 
 
-def test_trim_padding_keeps_every_token():
-    ids = torch.tensor([[1, PAD, 2, PAD, PAD], [3, PAD, PAD, PAD, PAD]])
-    assert trim_padding(ids, PAD).tolist() == [[1, PAD, 2], [3, PAD, PAD]]
-    assert trim_padding(torch.full((2, 4), PAD), PAD).tolist() == [[PAD], [PAD]]
-    full = torch.ones(2, 3, dtype=torch.long)
-    assert torch.equal(trim_padding(full, PAD), full)
-
-
 def test_loader_holds_every_message_with_its_class(csv_file):
     dataset = SpamDataset(csv_file(table()), LETTERS, pad_token_id=PAD)
     generator = torch.Generator().manual_seed(1)
@@ -398,6 +393,40 @@ def test_loader_holds_every_message_with_its_class(csv_file):
         assert sorted(found) == sorted(wanted)
         for ids, _ in loader:
             assert (ids[:, -1] != PAD).any()  # cut to the longest of the batch
+
+
+def test_a_batch_of_empty_messages_keeps_one_column(csv_file):
+    empty = pd.DataFrame({"Label": ["ham", "spam", "ham"], "Text": ["", "", "abcde"]})
+    loader = create_spam_loader(SpamDataset(csv_file(empty), LETTERS, None, PAD), 2)
+    shapes = {tuple(ids.shape) for ids, _ in loader}
+    assert shapes == {(2, 1), (1, 5)}
+
+
+def test_a_table_is_as_good_as_its_file(csv_file):
+    df = table().sample(frac=1, random_state=1)
+    one = SpamDataset(csv_file(df), LETTERS, pad_token_id=PAD)
+    other = SpamDataset(df, LETTERS, pad_token_id=PAD)
+    assert other.data.equals(one.data) and other.lengths == one.lengths
+    for (ids, label), (same_ids, same_label) in zip(one, other, strict=True):
+        assert torch.equal(ids, same_ids) and torch.equal(label, same_label)
+    with pytest.raises(ValueError, match="all 2 messages of the table are ham"):
+        SpamDataset(pd.DataFrame({"Label": [0, 0], "Text": ["a", "b"]}), LETTERS)
+
+
+def test_spam_loaders_are_the_steps_in_one_call():
+    loaders = create_spam_loaders(batch_size=8, seed=5)
+    clean = remove_duplicates(load_sms())
+    parts = random_split(create_balanced_dataset(clean, 5), 0.7, 0.1, 5)
+    for loader, part in zip(loaders, parts, strict=True):
+        assert loader.dataset.data.equals(part)
+    assert len(set().union(*(set(p["Text"]) for p in parts))) == sum(map(len, parts))
+    again = create_loaders(parts, 8, 5)
+    for loader, other in zip(loaders, again, strict=True):
+        for (ids, labels), (same, same_labels) in zip(loader, other, strict=True):
+            assert torch.equal(ids, same) and torch.equal(labels, same_labels)
+    first, second = (list(loaders[0])[0][0] for _ in range(2))
+    assert not torch.equal(first, second)  # only training is shuffled
+    assert torch.equal(next(iter(loaders[1]))[0], next(iter(loaders[1]))[0])
 
 
 # The classifier
@@ -476,6 +505,53 @@ def test_head_is_new_small_and_the_rest_untouched():
     assert net(torch.tensor([[1, 2]])).shape == (1, 3)
     with pytest.raises(ValueError, match="num_classes must be 2 or more, not 1"):
         GPTClassifier(GPTModel(TINY), num_classes=1)
+
+
+def book_classifier(seed=1):
+    """The book's idiom: the GPT itself, with a head of two outputs at every token."""
+    net = tiny_classifier(seed).gpt
+    net.out_head = nn.Linear(TINY["emb_dim"], 2)
+    return net.eval()
+
+
+def test_the_books_idiom_works_with_loss_accuracy_training_and_verdict(csv_file):
+    torch.manual_seed(2)
+    net = book_classifier()
+    ids = torch.tensor([[5, 6, 7, PAD, PAD], [8, PAD, PAD, PAD, PAD]])
+    with torch.no_grad():
+        wanted = torch.stack([net(ids)[0, 2], net(ids)[1, 0]])
+        assert torch.equal(class_logits(net, ids, "cpu", PAD), wanted)
+        short = class_logits(net, ids[:, :3], "cpu", PAD)
+        assert torch.allclose(short, wanted, atol=1e-5)
+    dataset = SpamDataset(csv_file(table(12, 12)), LETTERS, 40, PAD)
+    loader = DataLoader(dataset, 8, shuffle=True, drop_last=True)  # as in the book
+    assert 0 <= calc_accuracy_loader(loader, net, "cpu") <= 1
+    for part, count in (("head", 2 * 24 + 2), ("last block", None)):
+        found = set_trainable(net, part)
+        assert count is None or found == count
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad])
+    before = calc_classification_loss(ids, torch.tensor([0, 1]), net, "cpu").item()
+    train_classifier_simple(net, loader, loader, optimizer, "cpu", 2, 1, 1)
+    after = calc_classification_loss(ids, torch.tensor([0, 1]), net, "cpu").item()
+    assert math.isfinite(before) and after != before
+    for max_length in (None, 30):
+        verdict = classify_review("see you", net, LETTERS, "cpu", max_length, PAD)
+        ids = torch.tensor([LETTERS.encode("see you")])
+        with torch.no_grad():
+            p_spam = net.eval()(ids)[0, -1].softmax(-1)[1].item()
+        assert verdict.probability == pytest.approx(p_spam, abs=1e-5)
+
+
+def test_a_language_models_head_is_no_classifier():
+    net = GPTModel(TINY)
+    ids, labels = torch.ones(2, 3, dtype=torch.long), torch.tensor([0, 1])
+    message = "scores the 61 tokens of its vocabulary.*GPTClassifier.*out_head ="
+    with pytest.raises(ValueError, match=message):
+        calc_classification_loss(ids, labels, net, "cpu")
+    with pytest.raises(ValueError, match=message):
+        calc_accuracy_loader(DataLoader(TensorDataset(ids, labels)), net, "cpu")
+    with pytest.raises(ValueError, match=message):
+        classify_review("Hi", net, LETTERS, "cpu")
 
 
 def test_untrained_classifier_scores_ln_2():
@@ -564,6 +640,11 @@ def test_loaders_and_counts_that_make_no_sense_are_refused():
             )
 
 
+def random_states(loader):
+    """Where chance stands, torch's and the loader's own."""
+    return torch.get_rng_state(), loader.generator.get_state()
+
+
 def spam_run(csv_file, num_epochs=12, eval_freq=3, eval_iter=None, seed=3):
     torch.manual_seed(seed)
     net = GPTClassifier(GPTModel(TINY), pad_token_id=PAD)
@@ -601,11 +682,10 @@ def test_looking_changes_nothing(csv_file):
     for one, other in zip(often.parameters(), rarely.parameters(), strict=True):
         assert torch.equal(one, other)
     net, _, loader = spam_run(csv_file, num_epochs=1)
-    before = random_state(loader)
+    before = random_states(loader)
     evaluate_classifier(loader, net.train(), "cpu")
     assert net.training
-    after = random_state(loader)
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(map(torch.equal, before, random_states(loader)))
 
 
 def test_training_is_plain_gradient_descent():
@@ -646,18 +726,16 @@ def test_head_reads_the_same_from_frozen_features(csv_file):
     dataset = SpamDataset(csv_file(table(12, 12)), LETTERS, 30, PAD)
     generator = torch.Generator().manual_seed(6)
     loader = create_spam_loader(dataset, 5, True, generator)
-    before = random_state(loader)
+    before = random_states(loader)
     found = frozen_features(net, loader, "cpu")
-    after = random_state(loader)
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(map(torch.equal, before, random_states(loader)))
     assert net.training and len(found) == 24
     features, labels = found.tensors
     assert not features.requires_grad
-    batches = list(loader)  # the same order, since reading left no trace
-    assert torch.equal(labels, torch.cat([y for _, y in batches]))
+    assert labels.tolist() == [label.item() for _, label in dataset]
     with torch.no_grad():
-        logits = torch.cat([net(ids) for ids, _ in batches])
-    assert torch.equal(net.gpt.out_head(features), logits)
+        logits = torch.cat([net(ids[None]) for ids, _ in dataset])
+    assert torch.allclose(net.gpt.out_head(features), logits, atol=1e-5)
 
 
 def test_rate_falls_in_a_straight_line():
@@ -676,18 +754,6 @@ def test_rate_falls_in_a_straight_line():
 
 
 # Measuring
-
-
-@given(labels=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1))
-def test_confusion_counts_equal_scikit_learns(labels):
-    truth, guess = (torch.tensor(part) for part in zip(*labels, strict=True))
-    oracle = confusion_matrix(truth, guess, labels=[0, 1, 2])
-    assert confusion_counts(truth, guess, 3).tolist() == oracle.tolist()
-
-
-def test_confusion_counts_refuse_other_shapes():
-    with pytest.raises(ValueError, match=r"\(3,\) labels and \(2,\) guesses"):
-        confusion_counts(torch.zeros(3).long(), torch.zeros(2).long())
 
 
 def test_interval_is_wilsons():
@@ -794,6 +860,20 @@ def test_files_that_hold_no_classifier_are_refused(tmp_path):
     with pytest.raises(ValueError, match="gpt.safetensors holds no classifier"):
         load_classifier(tmp_path / "gpt.safetensors")
     save_checkpoint(tmp_path / "spam.safetensors", tiny_classifier())
+    tensors = load_file(tmp_path / "spam.safetensors")
+    good = {**TINY, "num_classes": 2, "pad_token_id": PAD}
+    for number, record in enumerate(
+        [
+            *({}, [], None, 7, {"config": None}, {"config": []}),
+            {"config": {**good, "emb_dim": 10**6}},
+            {"config": {**good, "n_layers": 10**6}},
+            {"config": {**good, "num_classes": 10**9}},
+        ]
+    ):
+        path = tmp_path / f"hostile{number}.safetensors"
+        save_file(tensors, path, {"checkpoint": json.dumps(record)})
+        with pytest.raises(ValueError, match=path.name):
+            load_classifier(path)
     contents = bytearray((tmp_path / "spam.safetensors").read_bytes())
     (tmp_path / "short.safetensors").write_bytes(contents[:-100])
     contents[-100] ^= 1
@@ -816,14 +896,17 @@ def comparison(tmp_path, monkeypatch):
         return GPTModel(small)
 
     monkeypatch.setattr(compare, "load_base", tiny_base)
-    monkeypatch.setattr(compare, "load_sms", lambda name: load_sms(name)[:400])
+    monkeypatch.setattr(classification, "load_sms", lambda name: load_sms(name)[:400])
+    few = make_twins(30)
+    monkeypatch.setattr(compare, "make_twins", lambda seed: few)
     for method, (part, _, rate) in compare.METHODS.items():
         monkeypatch.setitem(compare.METHODS, method, (part, 1, rate))
     out = tmp_path / "record.json"
 
-    def run(n_seeds, *methods):
+    def run(n_seeds, *methods, task="spam"):
         command = ["compare", "--out", str(out), "--seeds", str(n_seeds)]
-        monkeypatch.setattr("sys.argv", [*command, "--methods", *methods])
+        command += ["--tasks", task, "--methods", *methods]
+        monkeypatch.setattr("sys.argv", command)
         compare.main()
         return json.loads(out.read_text())
 
@@ -840,12 +923,92 @@ def test_comparison_is_written_and_goes_on(comparison):
 
 
 def test_comparison_has_every_method(comparison):
-    runs = {run["method"]: run for run in comparison(1, *compare.METHODS)["runs"]}
-    assert list(runs) == list(compare.METHODS)
+    runs = {
+        run["method"]: run for run in comparison(1, *compare.all_settings())["runs"]
+    }
+    assert list(runs) == list(compare.all_settings())
     n_head, n_all = runs["head"]["numbers"], runs["all"]["numbers"]
     assert n_head == 2 * 12 + 2 < runs["last block"]["numbers"] < n_all
     assert n_head < runs["LoRA"]["numbers"] < n_all
     assert runs["all, not pretrained"]["numbers"] == n_all
+    assert all(0 <= run["test"] <= 1 for run in runs.values())
+
+
+def test_comparison_keeps_the_tasks_apart(comparison):
+    comparison(1, "TF-IDF, words", task="spam")
+    found = comparison(1, "TF-IDF, words", "head", task="word order")["runs"]
+    assert [(run["task"], run["method"]) for run in found] == [
+        ("spam", "TF-IDF, words"),
+        ("word order", "TF-IDF, words"),
+        ("word order", "head"),
+    ]
+    assert found[1]["test"] == 0.5  # no counting of words can tell twins apart
+
+
+def test_a_record_of_another_base_is_noticed(tmp_path, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        record = compare.read_record()
+    record["base"] = compare.FILES["base/model.safetensors"].sha256
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compare.read_record(path) == record
+    path.write_text(json.dumps({**record, "base": "0" * 64}))
+    with pytest.warns(UserWarning, match="record.json was made with another base"):
+        compare.read_record(path)
+
+
+def test_the_record_has_every_split_of_the_spam():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        record = compare.read_record()
+    runs = pd.DataFrame(record["runs"])
+    spam = runs[runs["task"] == "spam"].groupby("method")["seed"].apply(list)
+    assert set(spam.index) == set(compare.all_settings())
+    assert all(sorted(seeds) == list(range(5)) for seeds in spam)
+    counted = runs.query("task == 'word order' and method == 'TF-IDF, words'")
+    assert counted["test"].eq(0.5).all() and len(counted) == 5
+
+
+# Word order
+
+
+def test_twins_have_the_same_tokens_and_opposite_labels():
+    twins = make_twins(200, seed=3)
+    assert len(twins) == 400 and twins["Text"].is_unique
+    assert twins["Label"].tolist()[::2] == [
+        1 - x for x in twins["Label"].tolist()[1::2]
+    ]
+    tokens = [Counter(encode_message(text, get_tokenizer())) for text in twins["Text"]]
+    assert tokens[::2] == tokens[1::2]
+    assert make_twins(200, seed=3).equals(twins)
+    assert not make_twins(200, seed=4).equals(twins)
+    assert 0.4 < twins["Label"][::2].mean() < 0.6  # the first named has it, or not
+    assert not twins["Text"].str.contains(r"  |[{}]|,,").any()
+
+
+def test_who_has_it_follows_from_the_sentence():
+    """By another route: the verb or preposition, and which name stands first."""
+    taking = " took | bought | borrowed | got | received | came from "
+    for text, label, _ in make_twins(300).itertuples(index=False):
+        first = min(("Anna", "Ben"), key=text.index)
+        giver_first = not any(verb in text for verb in taking.split("|"))
+        # as in "it was to Ben that Anna gave it", "it came from Ben to Anna"
+        turned = any(x in text for x in ("it was to ", "it was from ", "went to "))
+        turned = turned or " came from " in text
+        has_it_first = not giver_first if not turned else giver_first
+        assert (first == ("Anna", "Ben")[label]) == has_it_first, text
+
+
+def test_twins_stay_together():
+    twins = make_twins(50)
+    parts = split_twins(twins)
+    assert [len(part) for part in parts] == [70, 10, 20]
+    pairs = [set(part["pair"]) for part in parts]
+    assert sum(map(len, pairs)) == len(set().union(*pairs)) == 50
+    assert all((part["pair"].value_counts() == 2).all() for part in parts)
 
 
 def test_comparison_starts_anew_with_other_settings_or_another_base(
@@ -905,6 +1068,23 @@ def loss_without_missing_class(logits, labels):
     return torch.stack([losses[labels == c].mean() for c in (0, 1)]).mean()
 
 
+def loss_for_all(logits, labels):
+    losses = losses_of(logits, labels)
+    return torch.stack([losses[labels == c].mean() for c in labels.unique()]).mean()
+
+
+def losses_of(logits, labels):
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def tfidf_by_hand(texts, log=math.log, plus=1.0, dtype=torch.float64):
+    words = sorted(set().union(*texts))
+    counts = torch.tensor([[t.count(w) for w in words] for t in texts], dtype=dtype)
+    n_with = (counts > 0).sum(dim=0).tolist()
+    weights = [log((1 + len(texts)) / (1 + n)) + plus for n in n_with]
+    return F.normalize(counts * torch.tensor(weights, dtype=dtype), dim=1)
+
+
 def area_without_ties(p_spam, labels):
     spam, ham = p_spam[labels == 1][:, None], p_spam[labels == 0][None]
     return (spam > ham).double().mean().item()
@@ -925,10 +1105,36 @@ def split_messages(keys, train_frac, seed=123):
         ("balanced_loss", plain_loss, "plain mean"),
         ("balanced_loss", loss_without_missing_class, "must not give nan"),
         ("area_under_curve", area_without_ties, "ties, which count half"),
+        ("balanced_loss", lambda z, y: F.cross_entropy(z, y).item(), "no .item"),
+        ("balanced_loss", lambda z, y: loss_for_all(z.detach(), y), "differentiable"),
+        ("balanced_loss", lambda z, y: losses_of(z, y), "one number"),
+        ("split_by_key", lambda keys, *_: list(range(200)), "two lists"),
+        ("split_by_key", lambda keys, *_: (list(range(100)),), "two lists"),
+        ("split_by_key", lambda keys, *_: (keys[:150], keys[150:]), "two lists of ind"),
+        ("split_by_key", lambda keys, *_: (7, 8), "two lists"),
         ("tfidf_rows", lambda texts: [[1.0] * 11] * 5, "5 rows with a column for each"),
+        ("tfidf_rows", lambda texts: [1.0] * 5, "5 rows with a column for each"),
+        ("tfidf_rows", lambda texts: 1.0, "5 rows with a column for each"),
+        ("tfidf_rows", lambda texts: tfidf_by_hand(texts, log=math.log10), "natural"),
+        ("tfidf_rows", lambda texts: tfidf_by_hand(texts, plus=0.0), "outside of it"),
         ("tfidf_rows", lambda texts: [[1.0] * 10] * 5, "only zeros"),
     ],
 )
 def test_wrong_answers_get_a_hint(name, wrong, hint):
     with pytest.raises(AssertionError, match=hint):
         getattr(checks, name)(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("tfidf_rows", tfidf_by_hand),
+        ("tfidf_rows", lambda texts: tfidf_by_hand(texts, dtype=torch.float32)),
+        ("tfidf_rows", lambda texts: tfidf_by_hand(texts).numpy()),
+        ("balanced_loss", loss_for_all),
+        ("balanced_loss", lambda z, y: loss_for_all(z.double(), y)),
+    ],
+)
+def test_right_answers_in_other_styles_are_accepted(name, right, capsys):
+    getattr(checks, name)(right)
+    assert capsys.readouterr().out.startswith("Right")

@@ -87,3 +87,22 @@ def test_exercises_give_no_answer_away():
 
 def test_short_story_is_about_as_long_as_the_course_says():
     assert 19_000 <= len(data.load_text("short-story")) <= 21_000
+
+
+def texts(path):
+    return "\n".join(x.source for x in read(path).cells if x.cell_type == "markdown")
+
+
+def test_sections_are_numbered_without_a_gap(notebook):
+    found = re.findall(r"^## \w+\.(\d+) ", texts(notebook), re.MULTILINE)
+    assert found == [str(n) for n in range(1, len(found) + 1)]
+
+
+def test_each_equation_that_is_named_stands_in_its_chapter(notebook):
+    beside = [x for x in NOTEBOOKS if x.parent == notebook.parent]
+    tags = [tag for x in beside for tag in re.findall(r"\\tag\{(.*?)\}", texts(x))]
+    assert len(tags) == len(set(tags))
+    chapters = {tag.split(".")[0] for tag in tags}
+    code = "\n".join(cell.source for cell in code_cells(notebook))
+    named = re.findall(r"(?:eq\.|[Ee]quation) (\w+)\.(\d+)", texts(notebook) + code)
+    assert {f"{a}.{b}" for a, b in named if a in chapters} <= set(tags)

@@ -167,8 +167,10 @@ def test_asked_for_words_are_compared_with_the_likeliest_token():
     tokenizer = get_tokenizer()
     lamp = tokenizer.encode(" lamp")[0]
 
-    def always_lamp(ids):
-        return F.one_hot(torch.full(ids.shape, lamp), 50_257).float()
+    class AlwaysLamp(torch.nn.Embedding):
+        def forward(self, ids):
+            return F.one_hot(torch.full(ids.shape, lamp), 50_257).float()
 
+    always_lamp = AlwaysLamp(1, 1)
     found = asked_for_words(always_lamp, tokenizer, [" lamp", " river"])
     assert found == [True, False] * len(PROMPTS)

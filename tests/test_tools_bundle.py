@@ -31,7 +31,8 @@ ids = torch.tensor([[1, 2, 3]])
 assert generate(model.eval(), ids, 4, 8, top_k=3, temperature=1.0).shape == (1, 7)
 """,
     "ch06": """
-gpt = GPTModel({**GPT_CONFIG_124M, "vocab_size": 50, "emb_dim": 24, "n_layers": 2})
+cfg = dict(vocab_size=50, context_length=16, emb_dim=24, n_heads=2, n_layers=2)
+gpt = GPTModel({**cfg, "drop_rate": 0.0, "qkv_bias": False})
 net = GPTClassifier(gpt, pad_token_id=49)
 assert net.eval()(torch.tensor([[1, 2, 49]])).shape == (1, 2)
 """,

@@ -1,0 +1,206 @@
+"""What chapter 6 refuses, and in which words."""
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from pathlib import Path
+
+import pandas as pd
+
+from ch05_pretraining.guards import check_sizes
+
+__all__ = [
+    "check_collection",
+    "check_labels",
+    "check_no_contradiction",
+    "check_split",
+    "read_messages",
+    "check_message",
+    "check_texts",
+    "check_counts",
+    "check_batches",
+    "check_head",
+    "check_part",
+    "check_threshold",
+    "warn_if_cut",
+    "classifier_settings",
+]
+
+_CLASSES = {"ham": 0, "spam": 1, "0": 0, "1": 1}
+
+
+def check_collection(name: str, known: Iterable[str]) -> None:
+    """Refuse the name of a collection that is none."""
+    if name not in known:
+        raise ValueError(f"name must be {' or '.join(known)}, not {name!r}")
+
+
+def check_labels(
+    df: pd.DataFrame, where: str = "the table", both: bool = False
+) -> pd.Series:
+    """The labels of a table of messages as 0 and 1; ValueError if it is none.
+
+    With `both`, a table in which all labels are the same is refused too.
+    """
+    missing = [name for name in ("Label", "Text") if name not in df.columns]
+    if missing:
+        raise ValueError(
+            f"{where} has no column {' and no column '.join(missing)}, only "
+            f"{', '.join(map(str, df.columns)) or 'none at all'}; name them Label, Text"
+        )
+    if len(df) == 0:
+        raise ValueError(f"{where} holds no messages")
+    labels = df["Label"].astype(str).map(_CLASSES)
+    if labels.isna().any():
+        place = labels.isna().to_numpy().argmax()
+        raise ValueError(
+            f"{where}: row {place} has the unknown label {df['Label'].iloc[place]!r}; "
+            "use ham and spam, or 0 and 1"
+        )
+    for place, text in enumerate(df["Text"]):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{where}: the text of row {place} is {text!r}, no string; read the "
+                "file with dtype=str, keep_default_na=False"
+            )
+    if both and labels.nunique() < 2:
+        only = "spam" if labels.any() else "ham"
+        raise ValueError(
+            f"all {len(df)} messages of {where} are {only}; "
+            "telling two classes apart takes examples of both"
+        )
+    return labels.astype(int)
+
+
+def check_no_contradiction(
+    texts: pd.Series, keys: pd.Series, labels: pd.Series
+) -> None:
+    """Refuse messages with the same key and different labels."""
+    contradicted = keys[labels.groupby(keys).transform("nunique") > 1]
+    if len(contradicted) > 0:
+        raise ValueError(
+            f"the message {texts[contradicted.index[0]]!r} has both labels; "
+            "decide for one"
+        )
+
+
+def check_split(
+    train_frac: float, validation_frac: float, parts: Sequence[Sized]
+) -> None:
+    """Refuse shares that are none, or leave one of the parts empty."""
+    shares = f"train_frac {train_frac} and validation_frac {validation_frac}"
+    if min(train_frac, validation_frac) <= 0 or train_frac + validation_frac >= 1:
+        raise ValueError(
+            f"{shares} must be above 0, and their sum below 1, so that something is "
+            "left for the test; try 0.7 and 0.1"
+        )
+    sizes = [len(part) for part in parts]
+    if min(sizes) == 0:
+        raise ValueError(
+            f"{shares} of {sum(sizes)} rows leave a part empty: "
+            f"{', '.join(map(str, sizes))}; take more rows"
+        )
+
+
+def read_messages(
+    csv_file: str | Path | pd.DataFrame,
+) -> tuple[pd.DataFrame, pd.Series]:
+    """A table, or the one in a CSV file, and its labels as 0 and 1; both classes."""
+    if isinstance(csv_file, pd.DataFrame):
+        df, where = csv_file.reset_index(drop=True), "the table"
+    else:
+        where = str(csv_file)
+        try:
+            df = pd.read_csv(csv_file, dtype=str, keep_default_na=False)
+        except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+            raise ValueError(f"{where} is no CSV table: {error}") from None
+    return df, check_labels(df, where, both=True)
+
+
+def check_message(text: object, max_length: int | None) -> None:
+    """Refuse what is no string, and to keep no token of it."""
+    if not isinstance(text, str):
+        raise TypeError(f"a message must be a string, not {text!r}")
+    check_counts(max_length=max_length)
+
+
+def check_texts(texts: object, max_length: int | None) -> None:
+    """Refuse a single string where a list is meant: its letters are no messages."""
+    if isinstance(texts, str):
+        raise TypeError("texts must be a list of strings; for one use classify_review")
+    check_counts(max_length=max_length)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse the first count that is below 1; None means no limit."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be 1 or more, not {count}")
+
+
+def check_batches(loader: Sized, num_batches: int | None) -> None:
+    """Refuse a loader that has nothing to measure on, and to read none of it."""
+    if len(loader) == 0:
+        raise ValueError("the loader has no batches; is its dataset empty?")
+    check_counts(num_batches=num_batches)
+
+
+def check_head(num_classes: int, vocab_size: int | None = None) -> None:
+    """Refuse a head of one class, and a language model's head, one per token."""
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be 2 or more, not {num_classes}")
+    if num_classes == vocab_size:
+        raise ValueError(
+            f"the model still scores the {vocab_size} tokens of its vocabulary, no "
+            "classes; use GPTClassifier(model), or model.out_head = nn.Linear(emb_dim, "
+            "2)"
+        )
+
+
+def check_part(part: str, parts: Iterable[str]) -> None:
+    """Refuse the name of a part that no classifier has."""
+    if part not in parts:
+        raise ValueError(f"part must be one of {', '.join(parts)}, not {part!r}")
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that is no probability."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
+
+
+def warn_if_cut(ids: Sequence[Sequence[int]], longest: int) -> None:
+    """Warn, on behalf of the caller's caller, of texts that will not be read whole."""
+    n_cut = sum(len(row) > longest for row in ids)
+    if n_cut > 0:
+        warnings.warn(
+            f"{n_cut} of {len(ids)} messages have more than {longest} tokens (up to "
+            f"{max(map(len, ids))}); what follows the first {longest} was not read",
+            stacklevel=3,
+        )
+
+
+def classifier_settings(
+    metadata: Mapping, shapes: Mapping[str, Sequence[int]], where: str
+) -> tuple[dict, dict]:
+    """A saved classifier's GPT config, and its number of classes and padding id.
+
+    ValueError unless the file is one, and its tensors are as large as it says: this is
+    asked before anything is built.
+    """
+    try:
+        record = json.loads(metadata.get("checkpoint", "null"))
+        cfg = dict(record["config"])
+        ours = {key: cfg.pop(key) for key in ("num_classes", "pad_token_id")}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise ValueError(
+            f"{where} holds no classifier; save_checkpoint(path, classifier) writes one"
+        ) from None
+    check_sizes(cfg, shapes, where)
+    found = tuple(shapes.get("model.gpt.out_head.weight", ()))
+    if found != (ours["num_classes"], cfg["emb_dim"]):
+        raise ValueError(
+            f"{where} says {ours['num_classes']!r} classes, but its head has the shape "
+            f"{found}; save the classifier again"
+        )
+    return cfg, ours

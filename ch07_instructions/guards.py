@@ -1,0 +1,194 @@
+"""What chapter 7 refuses, and in which words; imports nothing of the course."""
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+
+__all__ = [
+    "check_entry",
+    "parse_entries",
+    "check_shares",
+    "check_asked_once",
+    "check_style",
+    "own_style",
+    "check_lengths",
+    "check_room",
+    "check_some_targets",
+    "check_parts",
+    "fit_input",
+    "check_answered",
+]
+
+
+def check_entry(entry: object, keys: Sequence[str], place: str = "the entry") -> None:
+    """Refuse an entry that lacks a text, or has an empty one, for one of the keys."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"{place} is {entry!r}, not a dict with instruction and output"
+        )
+    for key in keys:
+        text = entry.get(key)
+        if not isinstance(text, str) or not text.strip():
+            found = "no" if key not in entry else f"no text but {text!r} as"
+            raise ValueError(
+                f"{place} has {found} {key!r} (its keys: {', '.join(map(str, entry))})"
+                "; every entry needs an instruction and an output"
+            )
+    if not isinstance(entry.get("input", ""), str):
+        raise ValueError(
+            f"{place} has {entry['input']!r} as 'input'; leave it out or write ''"
+        )
+
+
+def parse_entries(text: str, path) -> list[dict[str, str]]:
+    """The entries of a JSON file; each has an instruction and an output, perhaps "".
+
+    Raises ValueError for another text, naming the first entry that lacks something.
+    """
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from None
+    if not isinstance(entries, list):
+        kind = type(entries).__name__
+        raise ValueError(f"{path} holds no list of entries but a {kind}")
+    for number, entry in enumerate(entries, start=1):
+        unanswered = isinstance(entry, Mapping) and entry.get("output") == ""
+        keys = ["instruction"] if unanswered else ["instruction", "output"]
+        check_entry(entry, keys, f"entry {number} of {path.name}")
+    return entries
+
+
+def check_shares(fractions: Sequence[float]) -> None:
+    """Refuse shares that do not make up a whole."""
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(
+            f"the fractions {tuple(fractions)} must be shares that sum to 1"
+        )
+
+
+def check_asked_once(questions: Iterable[tuple[str, str]]) -> None:
+    """Refuse entries that ask the same: they might come into two parts."""
+    question, times = Counter(questions).most_common(1)[0] if questions else ("", 1)
+    if times > 1:
+        raise ValueError(
+            f"{question[0]!r} is asked {times} times with the same input; take what "
+            "load_instructions returns, which has no repeats"
+        )
+
+
+def check_style(style: object) -> None:
+    """Refuse a prompt style that there is none of."""
+    if style not in ("chat", "alpaca"):
+        raise ValueError(f"style must be 'chat' or 'alpaca', not {style!r}")
+
+
+def own_style(cfg: Mapping, style: str | None) -> str:
+    """The style in which to ask a model: its own; refuse another, or none at all."""
+    own = cfg.get("prompt_style")
+    if own is None and style is None:
+        raise ValueError(
+            "this model was taught no prompt style (finetune teaches one, and "
+            "load_instructed brings it back); name one: style='chat' or 'alpaca'"
+        )
+    if None not in (own, style) and own != style:
+        raise ValueError(
+            f"the model was taught the style {own!r}, not {style!r}; leave style out"
+        )
+    check_style(style or own)
+    return style or own
+
+
+def check_lengths(lengths: Sequence[int], allowed_max_length: int | None) -> None:
+    """Refuse a batch without tokens or an impossible length; warn of what is cut."""
+    longest = max(lengths, default=0)
+    if longest == 0:
+        raise ValueError("a batch needs at least one text of at least one token")
+    if allowed_max_length is None:
+        return
+    if allowed_max_length < 1:
+        raise ValueError(
+            f"allowed_max_length must be 1 or more, not {allowed_max_length}"
+        )
+    if longest > allowed_max_length:
+        warnings.warn(
+            f"a text of {longest} tokens in a batch of {len(lengths)} was cut to "
+            f"allowed_max_length {allowed_max_length}: its last "
+            f"{longest - allowed_max_length} are not trained on",
+            stacklevel=3,
+        )
+
+
+def check_some_targets(places: torch.Tensor) -> None:
+    """Refuse a batch in which no target counts: its loss would be 0 / 0."""
+    if not places.any():
+        raise ValueError(
+            f"all {places.numel()} targets of the batch are masked, so there is no "
+            "loss: after the prompts no answer is left; raise allowed_max_length, or "
+            "leave out texts whose answer is empty or was cut off"
+        )
+
+
+def check_parts(num_epochs: int, **parts: Sequence) -> None:
+    """Refuse to train on nothing, to measure on nothing, or not at all."""
+    for name, part in parts.items():
+        if len(part) == 0:
+            raise ValueError(f"{name} is empty; split_entries deals all three parts")
+    if num_epochs < 1:
+        raise ValueError(f"num_epochs must be 1 or more, not {num_epochs}")
+
+
+def check_room(context: int, max_new_tokens: int) -> int:
+    """How many tokens a prompt may have; refuse a request that leaves it none."""
+    if not 1 <= max_new_tokens < context:
+        raise ValueError(
+            f"max_new_tokens must be between 1 and {context - 1}, not {max_new_tokens}"
+            f": the model's context of {context} tokens holds the prompt, too"
+        )
+    return context - max_new_tokens
+
+
+def fit_input(
+    entry: Mapping[str, str],
+    encode_prompt: Callable[[Mapping[str, str]], list[int]],
+    tokenizer,
+    room: int,
+) -> list[int]:
+    """The ids of a prompt, its input cut at the end, with a warning, if it is too long.
+
+    What can be given up is the end of the input, never the instruction or what ends the
+    prompt. Raises ValueError if even without the input it has more than `room` tokens.
+    """
+    ids = encode_prompt(entry)
+    if len(ids) <= room:
+        return ids
+    length = len(ids)
+    whole = kept = tokenizer.encode(entry.get("input") or "", disallowed_special=())
+    while len(ids) > room and kept:
+        kept = kept[: -(len(ids) - room)]
+        shorter = {**entry, "input": tokenizer.decode(kept).rstrip("\ufffd")}
+        ids = encode_prompt(shorter)
+    if len(ids) > room:
+        raise ValueError(
+            f"the instruction {entry['instruction'][:40]!r}... makes a prompt of "
+            f"{len(ids)} tokens, but there is room for {room}; shorten it, or generate "
+            "fewer new tokens"
+        )
+    lost = tokenizer.decode(whole[len(kept) :])
+    warnings.warn(
+        f"a prompt of {length} tokens was cut to {len(ids)}: its input lost the last "
+        f"{len(whole) - len(kept)} tokens, from {lost[:30]!r} on",
+        stacklevel=4,
+    )
+    return ids
+
+
+def check_answered(entries: Iterable[Mapping[str, str]], key: str) -> None:
+    """Refuse entries that hold no answer to be judged."""
+    for number, entry in enumerate(entries, start=1):
+        check_entry(entry, ["instruction", "output"], f"entry {number}")
+        if not isinstance(entry.get(key), str):
+            raise ValueError(f"entry {number} has no answer under {key!r}")
