@@ -15,6 +15,9 @@ from nbval.plugin import IPyNbCell
 
 # Two threads that spin while they wait are many times slower beside a busy process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# nbval reads a cell's messages when the cell has ended, and of some thousand the last
+# are lost: so progress bars, which send the most, report every ten seconds only.
+os.environ.setdefault("TQDM_MININTERVAL", "10")
 
 # What takes longest begins first where two processes share the files among them.
 LONGEST_FIRST = [
