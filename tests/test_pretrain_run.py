@@ -318,6 +318,17 @@ def test_the_course_s_own_settings_fit(path):
     check_settings(read_settings(["--config", str(path)]), 1)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_base_was_trained_with_the_settings_that_stand_there(number):
+    path = ROOT / f"pretrain/configs/base-{number}.yaml"
+    settings = asdict(read_settings(["--config", str(path)]))
+    log = (ROOT / f"data/base/log-{number}.jsonl").read_text(encoding="utf-8")
+    kept = json.loads(log.splitlines()[0])["settings"]
+    assert kept.keys() <= settings.keys()
+    for name in kept.keys() - FREE_SETTINGS:
+        assert settings[name] == kept[name], name
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
