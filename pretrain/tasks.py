@@ -1,6 +1,6 @@
 """Write text in which the next word often stands before: a source to copy from.
 
-    python -m pretrain.tasks tasks.txt --documents 60000
+    python -m pretrain.tasks tasks.txt --documents 80000
     python -m pretrain.prepare corpus/*.txt.xz tasks.txt --out shards
 
 A model learns to look back only where looking back pays. In books it rarely does; in
@@ -22,10 +22,52 @@ from pathlib import Path
 from shared.ch02 import END_OF_TEXT, get_tokenizer
 from shared.files import write_atomically
 
+# What the documents are built from, beside words of the whole vocabulary.
 NAMES = (
     "Ada Ben Clara David Ella Femi Grace Hugo Ines Jonas Kofi Lena Marta Nadia Omar "
     "Paula Quinn Rosa Sami Tara Ugo Vera Wanda Yusuf Zoe Amir Bella Carl Dina Emil"
 ).split()
+OWNERS = "my your our her his their the the this that".split()
+THINGS = (
+    "cat horse boat street school teacher village garden song film book river shop "
+    "doctor sister brother friend team house room bakery museum neighbour bird poem "
+    "engine island family company soup box parcel ticket meeting game uncle hotel"
+).split()
+RELATIONS = (  # what is said of a thing, and the question after it
+    ("is called {v}", "what is {s} called"),
+    ("is named {v}", "what is the name of {s}"),
+    ("is {v}", "what is {s}"),
+    ("was {v}", "what was {s}"),
+    ("comes from {v}", "where does {s} come from"),
+    ("lives in {v}", "where does {s} live"),
+    ("belongs to {v}", "who does {s} belong to"),
+    ("is made of {v}", "what is {s} made of"),
+    ("was found in {v}", "where was {s} found"),
+    ("likes {v}", "what does {s} like"),
+    ("needs a {v}", "what does {s} need"),
+    ("smells of {v}", "what does {s} smell of"),
+    ("is waiting for {v}", "who is {s} waiting for"),
+    ("has lost the {v}", "what has {s} lost"),
+    ("is near {v}", "where is {s}"),
+    ("was paid by {v}", "who paid {s}"),
+    ("begins with {v}", "what does {s} begin with"),
+    ("sold every {v}", "what did {s} sell"),
+)
+ASIDES = (
+    "It was late. / Nobody was surprised. / The sun was shining. / Then it began to "
+    "rain. / We had some tea. / That is all I know. / There was a long silence. / He "
+    "looked out of the window. / It had been a good day. / I wrote it down. / She had "
+    "heard of it before. / Everybody knew that. / The others were still talking. / It "
+    "may be important later. / They laughed. / Let us go on."
+).split(" / ")
+DEEDS = (  # past tense, base form, participle
+    *("carried carry carried", "painted paint painted", "found find found"),
+    *("sold sell sold", "broke break broken", "hid hide hidden"),
+    *("washed wash washed", "forgot forget forgotten", "bought buy bought"),
+    *("dropped drop dropped", "repaired repair repaired", "saw see seen"),
+    *("took take taken", "drew draw drawn", "opened open opened"),
+)
+TIMES = "in the morning / at noon / last week / on Monday / in winter / before dinner"
 
 
 class Words:
@@ -128,33 +170,111 @@ def remember(w: Words) -> str:
     )
 
 
-def owners(w: Words) -> str:
-    """Who has what; then questions."""
-    names = w.names(w.number(2, 5))
-    things = w.words(5, 5)
-    verb, ask = w.one(
-        [
-            ("has the", "What does {} have? The"),
-            ("comes from", "Where does {} come from? From"),
-            ("likes", "What does {} like? {} likes"),
-            ("bought a", "What did {} buy? A"),
-            ("works in", "Where does {} work? In"),
-        ]
-    )
-    facts = [f"{n} {verb} {t}." for n, t in zip(names, things, strict=False)]
-    lines = [" ".join(facts)]
+def capital(text: str) -> str:
+    """The text with a capital letter at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
+def facts(w: Words) -> str:
+    """What is true of a few things; then it is asked for, told again, or completed."""
+    known = {}
+    for _ in range(w.number(1, 4)):
+        owner = w.one([w.one(OWNERS), w.one(NAMES) + "'s"])
+        subject = w.one([w.one(NAMES), *3 * [f"{owner} {w.one(THINGS)}"]])
+        said, asked = w.one(RELATIONS)
+        statement = f"{subject} {said.format(v=w.word())}."
+        known[subject] = capital(statement), asked.format(s=subject), statement
+    lines = []
+    for statement, _, _ in known.values():
+        lines += [statement] + [w.one(ASIDES) for _ in range(w.number(0, 3) // 2)]
     for _ in range(w.number(1, 3)):
-        i = w.number(0, len(names) - 1)
-        if w.random() < 0.5:
-            lines.append(f"{ask.format(names[i], names[i])} {things[i]}.")
-        else:
-            lines.append(f"Who {verb} {things[i]}? {names[i]}.")
+        full, question, statement = w.one(list(known.values()))
+        short = statement.split()[-1]
+        lines.append(
+            w.one(
+                [
+                    f"{capital(question)}? {w.one([full, short])}",
+                    f"Q: {capital(question)}?\nA: {w.one([full, short])}",
+                    f"Somebody wanted to know: {question}? {full}",
+                    f'"{capital(question)}?" asked {w.one(NAMES)}. "{full}"',
+                    f"{w.one(['Yes', 'Indeed', 'As I said', 'So'])}, {statement}",
+                    f"{w.one(NAMES)} said that {statement}",
+                    full,
+                ]
+            )
+        )
+    return w.one(["\n", " ", " "]).join(lines)
+
+
+def deed(w: Words) -> dict[str, str]:
+    """Somebody did something to something somewhere: the parts of a sentence."""
+    did, do, done = w.one(DEEDS).split()
+    place = f"{w.one(['in', 'near', 'behind', 'under', 'outside'])} the {w.word()}"
+    thing = w.one([w.word(), f"{w.word()} {w.word()}"])
+    who = w.one([*2 * [w.one(NAMES)], f"the {w.word()}"])
+    when = w.one(TIMES.split(" / "))
+    return dict(who=who, did=did, do=do, done=done, thing=thing, place=place, when=when)
+
+
+ORDERS = (  # ways to say a deed
+    *2 * ("{who} {did} the {thing} {place}.",),
+    "{place}, {who} {did} the {thing}.",
+    "{who} {did} the {thing} {place} {when}.",
+    "{when}, {who} {did} the {thing} {place}.",
+    "the {thing} was {done} {place} by {who}.",
+)
+ASKED = (  # questions about it
+    "Who {did} the {thing}? {who}.",
+    "What did {who} {do}? The {thing}.",
+    "What did {who} {do} {place}? {who} {did} the {thing}.",
+    "Where did {who} {do} the {thing}? {place}.",
+    "Where was the {thing} {done}? It was {done} {place}.",
+    "Who: {who}\nWhat: the {thing}\nWhere: {place}",
+    "By whom was the {thing} {done}? By {who}.",
+    "{who} did it. {who} {did} the {thing}.",
+)
+
+
+def deeds(w: Words) -> str:
+    """Who did what, where; then it is asked, or told in another order."""
+    told = [deed(w) for _ in range(w.number(1, 3))]
+    lines = [capital(w.one(ORDERS).format(**parts)) for parts in told]
+    for _ in range(w.number(1, 3)):
+        parts = w.one(told)
+        lead = w.one(["", "", "In other words: ", "Again: ", "That is: "])
+        again = lead + capital(w.one(ORDERS).format(**parts))
+        lines.append(w.one([again, *2 * [capital(w.one(ASKED).format(**parts))]]))
     return w.one(["\n", " "]).join(lines)
+
+
+def phrase(w: Words) -> str:
+    """Some words, or a sentence."""
+    return w.one([" ".join(w.words(1, 9)), capital(w.one(ORDERS).format(**deed(w)))])
+
+
+def pointed(w: Words) -> str:
+    """A word of a sentence, by its place, its neighbour or its beginning."""
+    words = phrase(w).rstrip(".").split()
+    lines = [w.one(["Sentence: ", "", "Read this: ", "Text: "]) + " ".join(words)]
+    for _ in range(w.number(1, 3)):
+        i = w.number(0, len(words) - 1)
+        choices = [
+            f"First word: {words[0]}",
+            f"The sentence begins with {words[0]}.",
+            f"Last word: {words[-1]}",
+            f"It ends with {words[-1]}.",
+            f'The word that begins with "{words[i][0]}": {words[i]}',
+        ]
+        if i > 0:
+            choices.append(f'What comes after "{words[i - 1]}"? {words[i]}')
+            choices.append(f'What comes before "{words[i]}"? {words[i - 1]}')
+        lines.append(w.one(choices))
+    return "\n".join(lines)
 
 
 def dictation(w: Words) -> str:
     """A request to say something again, change its form, or quote it."""
-    phrase = " ".join(w.words(1, 9))
+    text = phrase(w)
     ask, answer = w.one(
         [
             ("Repeat: {}", "{}"),
@@ -167,7 +287,7 @@ def dictation(w: Words) -> str:
         ]
     )
     mark = w.one(["\n", "\n-> ", "\nAnswer: ", "\nResult: "])
-    return ask.format(phrase) + mark + answer.format(phrase)
+    return ask.format(text) + mark + answer.format(text)
 
 
 def reordered(w: Words) -> str:
@@ -223,8 +343,8 @@ def story(w: Words) -> str:
 
 
 KINDS: tuple[Callable[[Words], str], ...] = (
-    *(again, again, listed, table, table, remember, owners, owners),
-    *(dictation, dictation, reordered, joined, missing, story),
+    *(again, again, listed, table, remember, remember, *5 * (facts,), *3 * (deeds,)),
+    *(dictation, dictation, pointed, reordered, joined, missing, story),
 )
 
 
@@ -249,7 +369,7 @@ def main(arguments: list[str] | None = None) -> None:
         description="Write text in which the next word often stands before.",
     )
     parser.add_argument("path", type=Path, help="the text file to write (.txt)")
-    parser.add_argument("--documents", type=int, default=60_000, metavar="N")
+    parser.add_argument("--documents", type=int, default=80_000, metavar="N")
     parser.add_argument("--seed", type=int, default=123)
     given = parser.parse_args(arguments)
     try:

@@ -9,7 +9,7 @@ from pretrain.prepare import read_documents
 from pretrain.tasks import KINDS, Words, main, write_tasks
 from shared.ch02 import get_tokenizer
 
-SHA256 = "eb5284b9208dbc5b34d81b8289c9e3394b4df0fb8de8601cdae2425c7ac4c560"
+SHA256 = "72dbf5dca0d9b8518435f440ccfa220c33185d0fb458b2d2c4029fef7210fd69"
 
 
 @pytest.fixture(scope="module")
