@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from shared.ch03 import attention_weights
 from shared.ch04 import GPTModel
@@ -40,6 +41,21 @@ def repeat_losses(model: GPTModel, ids: torch.Tensor) -> tuple[float, float]:
     return losses[:, : length - 1].mean().item(), losses[:, length:].mean().item()
 
 
+def attention_inputs(model: GPTModel, ids: torch.Tensor) -> list[torch.Tensor]:
+    """What the attention layer of each block reads, (B, T, C), for ids (B, T)."""
+    inputs = []
+    hooks = [
+        block.att.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        for block in model.trf_blocks
+    ]
+    try:
+        model.features(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return inputs
+
+
 @torch.no_grad()
 def induction_scores(model: GPTModel, ids: torch.Tensor) -> torch.Tensor:
     """How much each head attends to what followed the last time: (n_layers, H).
@@ -53,17 +69,8 @@ def induction_scores(model: GPTModel, ids: torch.Tensor) -> torch.Tensor:
         model: in eval mode.
         ids: from `random_text_twice`, (B, 2 * length).
     """
-    inputs, length = [], ids.shape[1] // 2
-    hooks = [
-        block.att.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-        for block in model.trf_blocks
-    ]
-    try:
-        model.features(ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    scores = []
+    scores, length = [], ids.shape[1] // 2
+    inputs = attention_inputs(model, ids)
     for block, x in zip(model.trf_blocks, inputs, strict=True):
         weights = attention_weights(block.att, x)  # (B, H, 2L, 2L)
         followers = weights.diagonal(1 - length, dim1=2, dim2=3)  # query t, key t-L+1
@@ -135,27 +142,25 @@ class Guide:
 
         return keep
 
-    def log_attention(self, i: int) -> torch.Tensor:
-        """Logarithm of what a block's first head gave to each token, (B, T, T)."""
-        att, D = self.gpt.trf_blocks[i].att, self.gpt.trf_blocks[i].att.head_dim
-        x = self.gpt.trf_blocks[i].norm1(self.inputs[i])
+    def _read(self, i: int) -> torch.Tensor:
+        """What a block's attention reads, (B, T, C)."""
+        return self.gpt.trf_blocks[i].norm1(self.inputs[i])
+
+    def log_attention(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        """Logarithm of what a block's first head gives to each token, (B, T, T)."""
+        att = self.gpt.trf_blocks[i].att
         queries, keys = (
-            F.linear(
-                x, layer.weight[:D], None if layer.bias is None else layer.bias[:D]
-            )
-            for layer in (att.W_query, att.W_key)
+            first_head(layer, x, att.head_dim) for layer in (att.W_query, att.W_key)
         )
-        scores = queries @ keys.transpose(1, 2) / D**0.5
+        scores = queries @ keys.transpose(1, 2) / att.head_dim**0.5
         future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
         return scores.masked_fill(future, -torch.inf).log_softmax(dim=-1)
 
-    def added(self, i: int) -> torch.Tensor:
+    def added(self, i: int, x: torch.Tensor) -> torch.Tensor:
         """What a block's first head adds for a token that it looks at, (B, T, C)."""
-        att, D = self.gpt.trf_blocks[i].att, self.gpt.trf_blocks[i].att.head_dim
-        x = self.gpt.trf_blocks[i].norm1(self.inputs[i])
-        bias = None if att.W_value.bias is None else att.W_value.bias[:D]
-        values = F.linear(x, att.W_value.weight[:D], bias)
-        return F.linear(values, att.out_proj.weight[:, :D])
+        att = self.gpt.trf_blocks[i].att
+        values = first_head(att.W_value, x, att.head_dim)
+        return F.linear(values, att.out_proj.weight[:, : att.head_dim])
 
     def loss(
         self, ids: torch.Tensor, rows: torch.Tensor, places: torch.Tensor
@@ -167,18 +172,25 @@ class Guide:
             rows: rows of the output head, (N, C).
             places: which of them belongs to the *next* token, (B, T).
         """
-        total = -self.log_attention(self.before).diagonal(-1, 1, 2).mean()
+        before = self.log_attention(self.before, self._read(self.before))
+        total = -before.diagonal(-1, 1, 2).mean()
         followed = follows_the_same(ids)
         known = followed.any(dim=-1)
         for i in self.match:
-            weights = self.log_attention(i)[known]
+            x = self._read(i)
+            weights = self.log_attention(i, x)[known]
             found = weights.masked_fill(~followed[known], -torch.inf).logsumexp(dim=-1)
             total = total - found.sum() / known.sum().clamp(min=1)
-            said = self.gpt.final_norm(self.added(i)[:, 1:][:, ::4]) @ rows.t()
+            said = self.gpt.final_norm(self.added(i, x)[:, 1:][:, ::4]) @ rows.t()
             names = places[:, :-1][:, ::4]  # the next token of t is the token at t + 1
             total = total + F.cross_entropy(said.flatten(0, 1), names.flatten())
         self.inputs.clear()
         return total
+
+
+def first_head(layer: nn.Linear, x: torch.Tensor, D: int) -> torch.Tensor:
+    """A projection's output for the first head alone, (B, T, D)."""
+    return F.linear(x, layer.weight[:D], None if layer.bias is None else layer.bias[:D])
 
 
 def follows_the_same(ids: torch.Tensor) -> torch.Tensor:

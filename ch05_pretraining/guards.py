@@ -11,6 +11,7 @@ WIDEST = re.compile(r"(trf_blocks\.\d+\.ff\.layers\.0|h\.\d+\.mlp\.c_fc)\.weight
 __all__ = [
     "check_fractions",
     "check_one_text",
+    "check_counts",
     "check_batches",
     "check_training",
     "check_sampling",
@@ -44,6 +45,13 @@ def check_one_text(shape: Sequence[int]) -> None:
         )
 
 
+def check_counts(**counts: int | None) -> None:
+    """Refuse numbers below 1; None means no limit."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be 1 or more, not {count}")
+
+
 def check_batches(num_batches: int | None = None, **loaders: Sized) -> None:
     """Refuse loaders that have nothing to give, and to read no batch of them."""
     for name, loader in loaders.items():
@@ -52,8 +60,7 @@ def check_batches(num_batches: int | None = None, **loaders: Sized) -> None:
                 f"{name} has no batches: its text is too short for one; use a longer "
                 "text, a smaller max_length or batch_size, or drop_last=False"
             )
-    if num_batches is not None and num_batches < 1:
-        raise ValueError(f"num_batches must be 1 or more, not {num_batches}")
+    check_counts(num_batches=num_batches)
 
 
 def check_training(
@@ -65,9 +72,7 @@ def check_training(
 ) -> None:
     """Refuse a run without batches or epochs, or with a look every zero steps."""
     check_batches(eval_iter, train_loader=train_loader, val_loader=val_loader)
-    for name, count in (("num_epochs", num_epochs), ("eval_freq", eval_freq)):
-        if count < 1:
-            raise ValueError(f"{name} must be 1 or more, not {count}")
+    check_counts(num_epochs=num_epochs, eval_freq=eval_freq)
 
 
 def check_sampling(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ch05_pretraining.guards import check_sizes
+from ch05_pretraining.guards import check_counts, check_sizes
 
 __all__ = [
     "check_collection",
@@ -129,13 +129,6 @@ def check_texts(texts: object, max_length: int | None) -> None:
     if isinstance(texts, str):
         raise TypeError("texts must be a list of strings; for one use classify_review")
     check_counts(max_length=max_length)
-
-
-def check_counts(**counts: int | None) -> None:
-    """Refuse the first count that is below 1; None means no limit."""
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be 1 or more, not {count}")
 
 
 def check_batches(loader: Sized, num_batches: int | None) -> None:

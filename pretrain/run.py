@@ -643,11 +643,16 @@ class Pretraining:
         on = self.precision == "bf16"
         return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=on)
 
+    def _stage(self) -> tuple[int, Stage, int]:
+        """The present stage: its number, itself, and the next step's number in it."""
+        number, step = self.settings.stage(self.step)
+        return number, self.settings.plan()[number], step
+
     def micro_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """This process's part of the next step's batch."""
         settings, workers = self.settings, self.workers
-        number, step = settings.stage(self.step)
-        stage, mixture = settings.plan()[number], self.mixtures[number]
+        number, stage, step = self._stage()
+        mixture = self.mixtures[number]
         share = stage.batch_size // workers.count
         start = step * stage.batch_size + workers.rank * share
         micro = settings.micro_batch(stage, workers.count)
@@ -664,11 +669,10 @@ class Pretraining:
         """
         place = (self.settings.seed, self.step, self.workers.rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
-        number, _ = self.settings.stage(self.step)
-        tokens_per_step = self.settings.plan()[number].tokens_per_step
+        number, stage, _ = self._stage()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
-            group["betas"] = self.settings.betas(tokens_per_step)
+            group["betas"] = self.settings.betas(stage.tokens_per_step)
         guided = self.step < self.settings.guided_steps
         batches, loss = self.micro_batches(), 0.0
         for count, (inputs, targets) in enumerate(batches, start=1):
@@ -683,7 +687,7 @@ class Pretraining:
         self.optimizer.zero_grad()
         self.step += 1
         if self.average is not None and self.step % AVERAGE_EVERY == 0:
-            self._average(AVERAGE_EVERY * tokens_per_step)
+            self._average(AVERAGE_EVERY * stage.tokens_per_step)
         return loss, norm
 
     @torch.no_grad()
@@ -715,7 +719,7 @@ class Pretraining:
         They have the length of the present stage, and are compared over the whole
         vocabulary.
         """
-        losses, (number, _) = {}, self.settings.stage(self.step)
+        losses, (number, _, _) = {}, self._stage()
         # the compiled code is for the shapes of training, and these differ
         eager = torch.compiler.set_stance("force_eager")
         with eager, evaluating(self.objective), self._autocast():
@@ -731,9 +735,8 @@ class Pretraining:
         All make the same number of calls with the same shape; where windows run out,
         the targets are -100, which the loss does not count.
         """
-        workers, plan = self.workers, self.settings.plan()
-        number, _ = self.settings.stage(self.step)
-        size = self.settings.micro_batch(plan[number], workers.count)
+        workers, (_, stage, _) = self.workers, self._stage()
+        size = self.settings.micro_batch(stage, workers.count)
         total, calls = 0.0, math.ceil(count / (size * workers.count))
         for call in range(calls):
             first = (call * workers.count + workers.rank) * size
@@ -868,7 +871,7 @@ class Pretraining:
 
     def _flops_per_token(self) -> float:
         """Operations on a token of the present stage."""
-        stage = self.settings.plan()[self.settings.stage(self.step)[0]]
+        _, stage, _ = self._stage()
         return flops_per_token(self.gpt, stage.context_length, stage.vocabulary)
 
     def _log_train(
@@ -899,7 +902,7 @@ class Pretraining:
         The mean is what the training loss would be on text that it has not seen.
         """
         losses = self.evaluate(sequences)
-        number, _ = self.settings.stage(self.step)
+        number, _, _ = self._stage()
         counts = self.mixtures[number].counts
         shares = dict(zip(self.held_out[number], counts, strict=True))
         total = sum(shares[name] for name in losses)

@@ -27,3 +27,19 @@ def random_gpt(config, seed=0):
             if name.endswith("scale"):
                 parameter += 1
     return model
+
+
+def nudged_gpt(config, seed=1, by=0.3):
+    """A model with GPT-2's initialisation, every number moved by some random amount."""
+    torch.manual_seed(seed)
+    model = GPTModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += by * torch.randn_like(parameter)
+    return model
+
+
+def same_weights(one, other):
+    """Whether two models have the same numbers under the same names."""
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)

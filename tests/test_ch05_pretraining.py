@@ -4,11 +4,13 @@ import math
 import signal
 import threading
 
+import models
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import nudged_gpt, same_weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -32,16 +34,8 @@ from shared.ch05 import (
     train_val_test_split,
 )
 
-V = 61
-TINY = {
-    "vocab_size": V,
-    "context_length": 12,
-    "emb_dim": 24,
-    "n_heads": 3,
-    "n_layers": 2,
-    "drop_rate": 0.2,
-    "qkv_bias": False,
-}
+V = models.TINY["vocab_size"]
+TINY = {**models.TINY, "context_length": 12, "n_layers": 2, "drop_rate": 0.2}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,12 +58,7 @@ class LetterTokenizer:
 
 def tiny_model(seed=1, **changes):
     """A model whose every number, biases and norms too, is random and not small."""
-    torch.manual_seed(seed)
-    model = GPTModel({**TINY, **changes})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return model
+    return nudged_gpt({**TINY, **changes}, seed)
 
 
 def make_loader(n=7, batch_size=2, shuffle=True, drop_last=True, own_generator=True):
@@ -93,11 +82,6 @@ def interrupt_at(model, number, action=None):
             signal.raise_signal(signal.SIGINT) if action is None else action()
 
     model.register_forward_pre_hook(press)
-
-
-def same_weights(one, other):
-    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
 # Text, ids and splits

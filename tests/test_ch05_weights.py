@@ -12,8 +12,10 @@ from functools import partialmethod
 from pathlib import Path
 
 import huggingface_hub
+import models
 import pytest
 import torch
+from models import nudged_gpt, same_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -37,31 +39,13 @@ from shared.ch05 import (
     text_to_token_ids,
 )
 
-V = 61
-TINY = {
-    "vocab_size": V,
-    "context_length": 12,
-    "emb_dim": 24,
-    "n_heads": 3,
-    "n_layers": 2,
-    "drop_rate": 0.2,
-    "qkv_bias": False,
-}
+V = models.TINY["vocab_size"]
+TINY = {**models.TINY, "context_length": 12, "n_layers": 2, "drop_rate": 0.2}
 
 
 def tiny_model(seed=1, **changes):
     """A model whose every number, biases and norms too, is random and not small."""
-    torch.manual_seed(seed)
-    model = GPTModel({**TINY, **changes})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return model
-
-
-def same_weights(one, other):
-    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
-    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+    return nudged_gpt({**TINY, **changes}, seed)
 
 
 def one_step(model, optimizer, seed=5):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import nudged_gpt
 
 from ch07_instructions import exercise_checks as checks
 from ch07_instructions import instructions
 from ch07_instructions.guards import fit_input
 from shared import data
 from shared.ch02 import get_tokenizer
-from shared.ch04 import GPTModel
 from shared.ch05 import calc_loss_batch, generate, save_checkpoint
 from shared.ch07 import (
     InstructionDataset,
@@ -61,12 +61,7 @@ def entries():
 
 def tiny_model(seed=1, **changes):
     """A small model over GPT-2's vocabulary whose numbers are random and not small."""
-    torch.manual_seed(seed)
-    model = GPTModel({**TINY, **changes})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model
+    return nudged_gpt({**TINY, **changes}, seed, by=0.1)
 
 
 # Loading and splitting
