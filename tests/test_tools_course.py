@@ -72,3 +72,24 @@ def test_one_failure_does_not_stop_the_others(notebook, tmp_path, capsys):
     good = notebook(tagged("print('answer: 42')", "results"))
     assert course.main(["run", str(bad), str(good)]) == 1
     assert "answer: 42" in capsys.readouterr().out
+
+
+def test_several_run_at_once_each_in_a_kernel_of_its_own(notebook, tmp_path, capsys):
+    """The first waits for a file that the second writes."""
+    wait = (
+        "import pathlib, time\n"
+        "while not pathlib.Path('second').exists(): time.sleep(0.05)\n"
+        "print('name: first')"
+    )
+    first = notebook(tagged(wait, "results")).rename(tmp_path / "first.ipynb")
+    write = "import pathlib\npathlib.Path('second').touch()\nprint('name: second')"
+    second = notebook(tagged(write, "results")).rename(tmp_path / "second.ipynb")
+    assert course.main(["run", "--jobs", "2", str(first), str(second)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("name: first") < printed.index("name: second")
+
+
+def test_no_jobs_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        course.main(["run", "--jobs", "0"])
+    assert "--jobs must be 1 or more, not 0" in capsys.readouterr().err
