@@ -1,15 +1,16 @@
 """What training the course's GPT costs at any size: predicted by formula, and counted.
 
-    python benchmarks/scaling.py              all tables but the last
+    python benchmarks/scaling.py              all tables but the last two
     python benchmarks/scaling.py flops        operations per token
     python benchmarks/scaling.py memory       bytes per parameter and per token
     python benchmarks/scaling.py days         model x tokens x GPUs -> days
     python benchmarks/scaling.py exchange     what swapping gradients adds to a step
     python benchmarks/scaling.py fit          bytes on each GPU, DDP and FSDP
     python benchmarks/scaling.py freed        a CPU step with and without freed memory
+    python benchmarks/scaling.py stages       with the whole vocabulary and a part of it
 
-All but `freed` count and compute, so they print the same on any machine. `freed` takes
-time: run it where nothing else runs. docs/scaling.md explains the tables.
+All but the last two count and compute, so they print the same on any machine. Those
+take time: run them where nothing else runs. docs/scaling.md explains the tables.
 """
 
 import argparse
@@ -30,12 +31,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.checkpoints import Checkpoints
 from pretrain.hardware import Workers, keep_freed_memory
-from pretrain.objective import Objective
+from pretrain.objective import Objective, PartOfVocabulary
 from pretrain.run import flops_per_token
 from shared.ch04 import GPT2_CONFIGS, GPTModel
 
 GPT2 = {name: {**cfg, "drop_rate": 0.0} for name, cfg in GPT2_CONFIGS.items()}
 SMALL = {**GPT2["124M"], "emb_dim": 384, "n_heads": 6, "n_layers": 6}  # 30M
+BASE = {  # the course's base model
+    **SMALL,
+    **{"context_length": 512, "emb_dim": 256, "n_heads": 4, "n_layers": 8},
+    **{"qkv_bias": True, "tie_weights": True},
+}
 LARGE = {  # "GPT-3 6.7B" of Brown et al. (2020), table 2.1
     **GPT2["124M"],
     **{"context_length": 2048, "emb_dim": 4096, "n_heads": 32, "n_layers": 32},
@@ -71,7 +77,7 @@ def flops_table(sizes):
         model, T = meta_model(cfg), cfg["context_length"]
         ids = torch.zeros(1, T, dtype=torch.int64, device="meta")
         with FlopCounterMode(display=False) as counter:
-            Objective(model, [None])(ids, ids).backward()
+            Objective(model)(ids, ids).backward()
         predicted, counted = flops_per_token(model), counter.get_total_flops() / T
         attention = 12 * cfg["n_layers"] * T * cfg["emb_dim"]
         rows[name] = {
@@ -157,7 +163,7 @@ def states_table(sizes):
         model = meta_model(cfg)
         ids = torch.zeros(1, 1, dtype=torch.int64, device="meta")
         optimizer = torch.optim.AdamW(model.parameters())
-        Objective(model, [None])(ids, ids).backward()
+        Objective(model)(ids, ids).backward()
         optimizer.step()
         parts = {
             "parameters": sum(p.nbytes for p in model.parameters()),
@@ -279,31 +285,41 @@ def fit_table():
     return pd.DataFrame(rows).T
 
 
-def take_steps(connection, keep, batch=4, context=256):
-    """A process that makes a training step of the 30M model whenever it is asked."""
+def take_steps(connection, cfg, batch, context, vocabulary=None, keep=True):
+    """A process that makes a training step whenever it is asked.
+
+    Its tokens are drawn as often as in real text, by Zipf's law: the k-th commonest
+    1 / k times as often as the commonest.
+    """
     if keep:
         keep_freed_memory()
     torch.manual_seed(123)
-    objective = Objective(GPTModel(SMALL))
+    counts, part = 1e6 / torch.arange(1, cfg["vocab_size"] + 1), None
+    if vocabulary is not None:
+        part = PartOfVocabulary(counts, vocabulary, batch * context)
+    objective = Objective(GPTModel(cfg), [part])
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4, fused=True)
-    ids = torch.randint(50257, (batch, context + 1))
+    ids = torch.multinomial(counts, batch * (context + 1), replacement=True)
+    ids = ids.view(batch, context + 1)
     with contextlib.suppress(EOFError):
         while connection.recv():
             start = time.perf_counter()
-            objective(ids[:, :-1], ids[:, 1:]).backward()
+            objective(ids[:, :-1], ids[:, 1:], stage=0).backward()
             optimizer.step()
             optimizer.zero_grad()
             connection.send(time.perf_counter() - start)
 
 
-def freed_table(rounds):
-    """Two processes, one of which keeps freed memory, make steps in turn."""
+def in_turn(plans, rounds):
+    """The median seconds of a step of each plan; its processes make them in turn."""
     context = multiprocessing.get_context("spawn")
-    connections, seconds = {}, {}
-    for name, keep in (("given back", False), ("kept", True)):
+    connections, seconds = {}, {name: [] for name in plans}
+    for name, arguments in plans.items():
         connections[name], other = context.Pipe()
-        context.Process(target=take_steps, args=(other, keep), daemon=True).start()
-        seconds[name] = []
+        process = context.Process(
+            target=take_steps, args=(other,), kwargs=arguments, daemon=True
+        )
+        process.start()
     for round_number in range(rounds + 1):
         for name, connection in connections.items():
             connection.send(True)
@@ -312,11 +328,34 @@ def freed_table(rounds):
                 seconds[name].append(taken)
     for connection in connections.values():
         connection.send(False)
-    table = pd.DataFrame(
-        {"seconds": {k: statistics.median(s) for k, s in seconds.items()}}
+    return pd.Series(
+        {name: statistics.median(taken) for name, taken in seconds.items()}
     )
-    table["times kept"] = table["seconds"] / table.loc["kept", "seconds"]
-    return table.round(3)
+
+
+def freed_table(rounds):
+    """Two processes, one of which keeps freed memory."""
+    step = {"cfg": SMALL, "batch": 4, "context": 256}
+    seconds = in_turn(
+        {"given back": {**step, "keep": False}, "kept": {**step, "keep": True}}, rounds
+    )
+    return pd.DataFrame({"seconds": seconds, "times kept": seconds / seconds["kept"]})
+
+
+def stages_table(rounds):
+    """Tokens per second of the base model, 1,024 tokens a step."""
+    plans = {
+        (
+            f"{batch} x {context}",
+            "all" if size is None else f"{size:,} and some drawn",
+        ): {
+            **{"cfg": BASE, "batch": batch, "context": context, "vocabulary": size},
+        }
+        for batch, context in ((2, 512), (8, 128))
+        for size in (None, 8192, 4096)
+    }
+    rate = 1024 / in_turn(plans, rounds)
+    return pd.DataFrame({"tokens per second": rate, "ratio": rate / rate.iloc[0]})
 
 
 def main():
@@ -333,15 +372,16 @@ def main():
         "exchange": {f"Gradients in a step of {STEP_TOKENS:,} tokens": exchange_table},
         "fit": {"On each GPU, bf16": fit_table},
         "freed": {"A CPU step, 30M": lambda: freed_table(options.rounds)},
+        "stages": {"The base on a CPU": lambda: stages_table(options.rounds)},
     }
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", nargs="?", choices=["all", *tables], default="all")
-    parser.add_argument("--rounds", type=int, default=10, help="of `freed`")
+    parser.add_argument("--rounds", type=int, default=10, help="of the last two")
     options = parser.parse_args()
-    chosen = [what for what in tables if what != "freed"]
+    chosen = [what for what in tables if what not in ("freed", "stages")]
     for what in chosen if options.what == "all" else [options.what]:
         for title, make_table in tables[what].items():
-            print(f"\n{title}\n{make_table().to_string()}")
+            print(f"\n{title}\n{make_table().round(3).to_string()}")
 
 
 if __name__ == "__main__":

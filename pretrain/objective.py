@@ -1,5 +1,7 @@
 """What pretraining makes small: the loss, over all tokens or a part of them."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -68,7 +70,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         gpt: GPTModel,
-        parts: list[PartOfVocabulary | None],
+        parts: Sequence[PartOfVocabulary | None] = (None,),
         guided: bool = False,
     ):
         super().__init__()
