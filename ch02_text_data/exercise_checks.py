@@ -7,21 +7,24 @@ from itertools import zip_longest
 import torch
 import torch.nn.functional as F
 
+from ch02_text_data.bpe import count_words, learn_merges, merge_by_rank, token_bytes
 from shared.ch02 import get_tokenizer, split_text
-from shared.exercises import require_answer
+from shared.data import load_text
+from shared.exercises import checked, number, one_of, tensor
+
+BYTES = {byte: bytes([byte]) for byte in range(256)}
 
 
+@checked("2.1", wants="a list of strings")
 def lossless_split(split: Callable[[str], list[str]]) -> None:
-    """Exercise 1: the pieces must join to the text, and words must stay whole."""
+    """The pieces must join to the text, and words must stay whole."""
     for line in (
         'The tide--"slack," he said--was\n  late. Well-known,  wasn\'t it?\n',
         "Oh (no): _she_ said;\tno! 'Tis me--me.",
     ):
         pieces = split(line)
-        require_answer(pieces, "lossless_split")
-        assert isinstance(pieces, list), (
-            f"a list is wanted, not {type(pieces).__name__}"
-        )
+        assert not isinstance(pieces, str), "a list is wanted, not one string"
+        pieces = list(pieces)
         joined = "".join(pieces)
         assert joined == line, (
             f"the pieces join to {joined!r}, not to {line!r}; were blanks or line ends "
@@ -36,13 +39,14 @@ def lossless_split(split: Callable[[str], list[str]]) -> None:
                 f"{word!r} stands where split_text has {wanted!r}, among the pieces "
                 f"{pieces}; cut where split_text cuts, at line ends and tabs too"
             )
-    assert split("") == [], f"an empty text has no pieces, but you return {split('')}"
+    nothing = list(split(""))
+    assert nothing == [], f"an empty text has no pieces, but you return {nothing}"
     print("Right: nothing is lost, and the words are those of split_text.")
 
 
+@checked("2.2", wants="one whole number")
 def count_windows(count: Callable[[int, int, int], int]) -> None:
-    """Exercise 2: as many windows as a loop finds, for any sizes."""
-    require_answer(count(14, 4, 2), "count_windows")
+    """As many windows as a loop finds, for any sizes."""
     generator = random.Random(2)
     cases = [(14, 4, 1), (14, 4, 2), (14, 4, 4), (5, 4, 1), (4, 4, 1), (0, 4, 3)]
     cases += [
@@ -51,7 +55,7 @@ def count_windows(count: Callable[[int, int, int], int]) -> None:
     ]
     for n, max_length, stride in cases:
         wanted = sum(start + max_length < n for start in range(0, n, stride))
-        found = count(n, max_length, stride)
+        found = number(count(n, max_length, stride))
         if wanted == 0:
             hint = "a text without room for a window and its target has none"
         elif found % 1:
@@ -67,43 +71,44 @@ def count_windows(count: Callable[[int, int, int], int]) -> None:
     print(f"Right: the same as a loop in all {len(cases)} cases.")
 
 
-def embedding_sizes(size: Callable[[int, int, int], int]) -> None:
-    """Exercise 3: the embedding parameters of the four GPT-2 models."""
-    require_answer(size(50257, 1024, 768), "embedding_parameters")
+@checked("2.3", wants="one whole number")
+def embedding_parameters(size: Callable[[int, int, int], int]) -> None:
+    """The embedding parameters of the four GPT-2 models."""
     published = {  # C: parameters of the whole model, output head tied
         768: 124_439_808,
         1024: 354_823_168,
         1280: 774_030_080,
         1600: 1_557_611_200,
     }
+    shares = []
     for width, total in published.items():
-        found = size(50257, 1024, width)
+        found = number(size(50257, 1024, width))
         wanted = sum(
-            layer.weight.numel()
-            for layer in (
-                torch.nn.Embedding(50257, width, device="meta"),
-                torch.nn.Embedding(1024, width, device="meta"),
-            )
+            torch.nn.Embedding(rows, width, device="meta").weight.numel()
+            for rows in (50257, 1024)
         )
         assert found == wanted, (
             f"C = {width}: you say {found:,}, PyTorch counts {wanted:,}; two tables "
             "are wanted, one row per token and one row per place, each C wide"
         )
-        print(f"C = {width:4}: {found:>11,} of {total:>13,}, {found / total:4.0%}")
+        shares.append(
+            f"C = {width:4}: {found:>11,} of {total:>13,}, {found / total:4.0%}"
+        )
+    print(*shares, sep="\n")
     print("Right: the larger the model, the smaller the share of its tables.")
 
 
-def streamed(stream: Callable) -> None:
-    """Exercise 4: whole characters as soon as possible, and nothing lost."""
+@checked("2.4", wants="strings, one `yield` for each part")
+def stream(parts_of: Callable) -> None:
+    """Whole characters as soon as possible, and nothing lost."""
     tokenizer = get_tokenizer()
     for text in ("plain", "café 🙂 done", "你好，世界", "नमस्ते", "👩‍🚀"):
         ids = tokenizer.encode(text)
-        result = stream(ids, tokenizer)
-        require_answer(result, "stream")
-        assert not isinstance(result, str), (
+        parts = parts_of(ids, tokenizer)
+        assert not isinstance(parts, str), (
             "one string came back; `yield` each part as soon as it is complete"
         )
-        parts = list(result)
+        parts = list(parts)
         assert not any("\ufffd" in part for part in parts), (
             f"{text!r} came out as {parts}: the sign for half a character was printed; "
             "keep its bytes back until the rest has arrived"
@@ -123,36 +128,31 @@ def streamed(stream: Callable) -> None:
     print("Right: every character appears as soon as its last byte has arrived.")
 
 
+@checked("2.5", wants="a tensor (V, C)")
 def embedding_gradient(gradient: Callable) -> None:
-    """Exercise 5: the same gradient as autograd's, repeated ids included."""
+    """The same gradient as autograd's, repeated ids included."""
     generator = torch.Generator().manual_seed(5)
     for shape in ((4,), (2, 3), (3, 8)):
         table = torch.randn(5, 2, generator=generator, requires_grad=True)
         ids = torch.randint(5, shape, generator=generator)
         upstream = torch.randn(*shape, 2, generator=generator)
         F.embedding(ids, table).backward(upstream)
-        hint = "give ids one axis, and the outputs' gradients two: (tokens, C)"
-        found = _call(gradient, ids, upstream, 5, where=f"ids {shape}", hint=hint)
-        require_answer(found, "embedding_gradient")
-        assert torch.is_tensor(found), f"a tensor is wanted, not {type(found).__name__}"
-        assert tuple(found.shape) == (5, 2), (
-            f"a gradient has the shape of its table, (V, C) = (5, 2), not "
-            f"{tuple(found.shape)}"
-        )
+        gradient.hint = "give ids one axis, and the outputs' gradients two: (tokens, C)"
+        found = tensor(gradient(ids, upstream, 5), 5, 2)
         wrong = ~torch.isclose(found.to(table), table.grad, atol=1e-5).all(dim=1)
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            uses = int((ids == row).sum())
-            raise AssertionError(
-                f"row {row} should be {table.grad[row].tolist()}, not "
-                f"{found[row].tolist()}; id {row} occurs {uses} times: add up what "
-                "each occurrence asks for (`table[ids] += x` keeps only one of them)"
-            )
+        row = int(wrong.int().argmax())
+        assert not wrong.any(), (
+            f"row {row} should be {table.grad[row].tolist()}, not "
+            f"{found[row].tolist()}; id {row} occurs {int((ids == row).sum())} times: "
+            "add up what each occurrence asks for (`table[ids] += x` keeps only one of "
+            "them)"
+        )
     print("Right: equal to autograd's, also where an id occurs more than once.")
 
 
+@checked("2.6", wants="a list of ids", keeps=True)
 def merge_most_frequent(merge: Callable[[list[int], int], list[int]]) -> None:
-    """Exercise 6: one step, its edge cases, and a published worked example."""
+    """One step, its edge cases, and a published worked example."""
     cases = [
         ([7, 8, 9, 7, 8], [256, 9, 256], "the pair (7, 8) occurs twice, others once"),
         (
@@ -165,18 +165,18 @@ def merge_most_frequent(merge: Callable[[list[int], int], list[int]]) -> None:
             [9, 8, 256],
             "all pairs occur once, and (1, 2) has the smallest left id",
         ),
+        (
+            [1, 3, 1, 2],
+            [1, 3, 256],
+            "(1, 3) and (1, 2) both begin with 1, and then 2 is smaller than 3",
+        ),
         ([], [], "a text of fewer than two ids has no pair, and stays as it is"),
         ([3], [3], "a text of fewer than two ids has no pair, and stays as it is"),
     ]
     for ids, wanted, hint in cases:
-        given = list(ids)
-        result = _call(merge, given, 256, where=f"{ids}", hint=hint)
-        require_answer(result, "merge_most_frequent")
-        assert list(result) == wanted, (
-            f"{ids} should become {wanted}, not {result}; {hint}"
-        )
-        assert given == ids, "you changed the list passed in; make a new one"
-
+        merge.hint = hint
+        result = list(merge(ids, 256))
+        assert result == wanted, f"{ids} should become {wanted}, not {result}; {hint}"
     ids = list(b"aaabdaaabac")
     for new_id in (256, 257, 258):
         ids = list(merge(ids, new_id))
@@ -186,13 +186,135 @@ def merge_most_frequent(merge: Callable[[list[int], int], list[int]]) -> None:
     print("Right: 'aaabdaaabac' became XdXac, as in the published example.")
 
 
-def _call(answer: Callable, *arguments, where: str, hint: str):
-    """What the answer returns; AssertionError with a hint if it raises an error."""
-    try:
-        return answer(*arguments)
-    except Exception as error:
-        first_line = str(error).partition("\n")[0]
-        raise AssertionError(
-            f"for {where} your function raises {type(error).__name__}: {first_line}; "
-            f"{hint}"
-        ) from error
+@checked("2.7", wants="the names of the texts in a list")
+def cheapest_first(order: Callable, predicted: Callable) -> None:
+    """The number of tokens decides, not of characters or words; any guess will do."""
+    tokenizer = get_tokenizer()
+    texts = {  # by characters, bytes or words the order is another one
+        "a": "1 2 3 4 5 6 7 8 9 0",
+        "b": "internationalization organization",
+        "c": "ab cd ef g",
+        "d": "🙂🙂",
+    }
+    n_tokens = {name: len(tokenizer.encode(text)) for name, text in texts.items()}
+    found, wanted = list(order(texts, tokenizer)), sorted(texts, key=n_tokens.get)
+    assert found != wanted[::-1], "that begins with the dearest text"
+    assert found == wanted, (
+        f"{texts} have {n_tokens} tokens, so the order is {wanted}, not {found}"
+    )
+    texts = variants(load_text("short-story")[:2000])
+    guess, found = list(predicted()), order(texts, tokenizer)
+    assert sorted(guess) == sorted(texts), (
+        f"predict an order of all the names, {', '.join(map(repr, texts))}, not {guess}"
+    )
+    print("place  predicted        measured")
+    for place, (name, real) in enumerate(zip(guess, found, strict=True), start=1):
+        n = len(tokenizer.encode(texts[real]))
+        print(f"{place:5}  {name:15}  {real:15} {n:,} tokens")
+    print("Right: that is the order of their tokens.")
+
+
+def variants(text: str) -> dict[str, str]:
+    """The same text, written in five ways."""
+    return {
+        "as it is": text,
+        "upper case": text.upper(),
+        "without blanks": text.replace(" ", ""),
+        "blanks doubled": text.replace(" ", "  "),
+        "without vowels": text.translate(str.maketrans("", "", "aeiouAEIOU")),
+    }
+
+
+def small_merges(n_merges: int) -> dict[tuple[int, int], int]:
+    """Merges learned from the words of the story, as (left id, right id): new id."""
+    words = count_words([load_text("short-story")])
+    return learn_merges({tuple(w.encode()): n for w, n in words.items()}, n_merges)
+
+
+@checked("2b.1", wants="bytes")
+def expand(bytes_of: Callable[[int, dict], bytes]) -> None:
+    """What every token of a tokenizer stands for, from its merges alone."""
+    merges = small_merges(300)
+    vocab = token_bytes(BYTES, merges)
+    for token_id, wanted in vocab.items():
+        bytes_of.hint = "an id below 256 is a byte, any other was made of two ids"
+        found = bytes_of(token_id, dict(merges))
+        assert isinstance(found, bytes | bytearray), (
+            f"bytes are wanted, such as {wanted}, not {found!r}"
+        )
+        left, right = next(
+            (pair for pair, i in merges.items() if i == token_id), (0, 0)
+        )
+        whole = f"a byte is itself, bytes([{token_id}])"
+        parts = f"it was made of {left} and {right}, in this order"
+        assert found == wanted, (
+            f"id {token_id} stands for {wanted}, not {bytes(found)}; "
+            f"{whole if token_id < 256 else parts}"
+        )
+    print(f"Right: all {len(vocab)} tokens, without a vocabulary.")
+
+
+@checked("2b.2", wants="a list of ids", keeps=True)
+def drop_merges(encode: Callable[..., list[int]]) -> None:
+    """Nothing skipped is chapter 2b's encoding, everything skipped leaves the bytes."""
+    merges = small_merges(300)
+    vocab = token_bytes(BYTES, merges)
+    texts = (b" lighthouse", b" the", b"a", b"", b" aaaaa", b" waiting")
+    words = [list(text) for text in texts]
+    for word in words:
+        found = list(encode(word, dict(merges), 0.0, random.Random(1)))
+        wanted = merge_by_rank(word, merges)
+        assert found == wanted, (
+            f"with p = 0 nothing is skipped, so {bytes(word)} should become {wanted}, "
+            f"not {found}; take the possible merge with the smallest new id, the "
+            "leftmost if it is possible in several places"
+        )
+        found = list(encode(word, dict(merges), 1.0, random.Random(1)))
+        assert found == word, (
+            f"with p = 1 every merge is skipped, and {bytes(word)} should stay as it "
+            f"is, not become {found}"
+        )
+    one_merge, chance = {(97, 98): 256}, random.Random(2)
+    tries = [list(encode([97, 98], one_merge, 0.3, chance)) for _ in range(2000)]
+    share = tries.count([256])
+    assert 0.66 < share / 2000 < 0.74, (
+        f"one possible merge and p = 0.3: it was done in {share / 2000:.0%} of 2,000 "
+        "tries, where 70% are expected"
+    )
+    long, seen, chance = words[0], set(), random.Random(3)
+    for _ in range(200):
+        found = list(encode(long, merges, 0.5, chance))
+        joined = b"".join(vocab[i] for i in found)
+        assert joined == bytes(long), f"{bytes(long)} became {joined}"
+        seen.add(len(found))
+    assert len(seen) > 3, (
+        f"with p = 0.5 the word {bytes(long)} always came in {sorted(seen)} tokens; "
+        "draw anew for each possible merge in each step, not once for the whole word"
+    )
+    print("Right: one word, cut in many ways, and none of its bytes is lost.")
+
+
+@checked("2b.3", wants="a list of tokens, each of them bytes")
+def longest_match(encode: Callable, predicted: Callable) -> None:
+    """The longest token at each place; then its length beside that of the merges."""
+    cases = [
+        (b"abcd", {b"ab", b"abc", b"cd"}, [b"abc", b"d"], "abc is longer than ab"),
+        (b"abcabd", {b"abd", b"ab"}, [b"ab", b"c", b"abd"], "start over at each place"),
+        (b"xyz", {b"abc"}, [b"x", b"y", b"z"], "where no token fits, take the byte"),
+        (b"aaaaa", {b"aa", b"aaaa"}, [b"aaaa", b"a"], "go on behind the token"),
+        (b"", {b"ab"}, [], "there is nothing to cut"),
+    ]
+    for word, some, wanted, why in cases:
+        tokens = some | {bytes([byte]) for byte in range(256)}
+        encode.hint = why
+        found = list(encode(word, tokens))
+        assert found == wanted, f"{word} with {some} is {wanted}, not {found}; {why}"
+    guess = one_of(predicted(), ["more", "fewer", "as many"])
+    merges = small_merges(750)
+    tokens = set(token_bytes(BYTES, merges).values())
+    words = [word.encode() for word in count_words([load_text("short-story")])]
+    by_merges = sum(len(merge_by_rank(list(word), merges)) for word in words)
+    by_length = sum(len(list(encode(word, tokens))) for word in words)
+    print(f"the longest match: {by_length:,} tokens for {len(words):,} words")
+    print(f"the merges:        {by_merges:,} tokens; you predicted {guess!r} above")
+    print("Right: each token is the longest that fits.")

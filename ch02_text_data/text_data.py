@@ -46,30 +46,20 @@ SPLIT_PATTERN = re.compile(r"""(--|[,.:;?!_"'()]|\s)""")
 
 
 def split_text(text: str) -> list[str]:
-    """Cut a text into words and punctuation marks; drop the blanks between them.
-
-    A double hyphen is one token; a single hyphen belongs to its word.
-    """
+    """The words and punctuation marks of a text; `--` is one mark, blanks are none."""
     return [piece for piece in SPLIT_PATTERN.split(text) if piece.strip()]
 
 
 def build_vocabulary(
     tokens: Iterable[str], special_tokens: Iterable[str] = ()
 ) -> dict[str, int]:
-    """Number the different tokens, in sorted order, and after them the special ones.
-
-    Special tokens are names such as `<|unk|>`, which never occur in ordinary text.
-    """
+    """The id of each token: in sorted order, then special ones such as `<|unk|>`."""
     ordered = [*sorted(set(tokens)), *special_tokens]
     return {token: token_id for token_id, token in enumerate(dict.fromkeys(ordered))}
 
 
 class SimpleTokenizerV1:
-    """A tokenizer that knows the words of its vocabulary and no others.
-
-    `vocab` holds the id of each token, as `build_vocabulary` makes it.
-    Source: Build a Large Language Model (From Scratch), section 2.3.
-    """
+    """A tokenizer for the words of a vocabulary. Source: Raschka (2024), 2.3."""
 
     def __init__(self, vocab: dict[str, int]):
         self.str_to_int = dict(vocab)
@@ -96,29 +86,23 @@ UNKNOWN = "<|unk|>"
 
 
 class SimpleTokenizerV2(SimpleTokenizerV1):
-    """A tokenizer that writes `<|unk|>` for each word that it does not know.
-
-    `vocab` must contain `<|unk|>`, or it is a ValueError, and `<|endoftext|>` where
-    documents are joined.
-    Source: Build a Large Language Model (From Scratch), section 2.4.
-    """
+    """The same, with `<|unk|>` for unknown words. Source: Raschka (2024), 2.4."""
 
     def __init__(self, vocab: dict[str, int]):
         require_unknown_token(UNKNOWN, vocab)
         super().__init__(vocab)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text's tokens; those of unknown ones are that of `<|unk|>`."""
+        """The ids of the text's tokens, that of `<|unk|>` for an unknown one."""
         unknown_id = self.str_to_int[UNKNOWN]
         tokens = split_text(text.replace(END_OF_TEXT, f" {END_OF_TEXT} "))
         return [self.str_to_int.get(token, unknown_id) for token in tokens]
 
 
 def load_gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's 50,256 ordinary tokens, as bytes, with their ids.
+    """GPT-2's 50,256 ordinary tokens, as bytes, with their ids (Radford et al. 2019).
 
     Ids 0 to 255 are the single bytes; id 256 + n is the result of the n-th merge.
-    Source: the file `encoder.json` of GPT-2's release (Radford et al. 2019).
     """
     ids = json.loads(data_path("gpt2-bpe/encoder.json").read_text(encoding="utf-8"))
     del ids[END_OF_TEXT]
@@ -134,11 +118,7 @@ END_OF_TEXT_ID = 50_256  # in GPT-2's vocabulary: after the ordinary tokens
 
 @functools.cache
 def get_tokenizer() -> tiktoken.Encoding:
-    """GPT-2's tokenizer, like `tiktoken.get_encoding("gpt2")`, but without network.
-
-    It is made once per process. `<|endoftext|>` is the only special token.
-    Source: Build a Large Language Model (From Scratch), section 2.5.
-    """
+    """GPT-2's tokenizer: `tiktoken.get_encoding("gpt2")`, but without network."""
     return tiktoken.Encoding(
         name="gpt2",
         pat_str=r50k_pat_str,  # cuts a text into words before any merge
@@ -150,10 +130,8 @@ def get_tokenizer() -> tiktoken.Encoding:
 class GPTDatasetV1(Dataset):
     """Windows of a text: `dataset[i]` is an input and its target, both (T,).
 
-    T is `max_length`, and windows start `stride` tokens apart. All are views of one
-    list of ids, 8 bytes per token whatever the stride. `<|endoftext|>` in the text is
-    read as the special token. A text without room for a window is a ValueError.
-    Source: Build a Large Language Model (From Scratch), section 2.6.
+    T is `max_length`; windows start `stride` tokens apart and are views of one list of
+    ids. `<|endoftext|>` is read as one token. Source: Raschka (2024), section 2.6.
     """
 
     def __init__(self, txt: str, tokenizer, max_length: int, stride: int):
@@ -182,9 +160,8 @@ def create_dataloader_v1(
 ) -> DataLoader:
     """Batches of a text's windows, in GPT-2's tokens: pairs (inputs, targets), (B, T).
 
-    B is `batch_size`, T is `max_length`; `generator` decides the order of the windows,
-    by default torch's global one. ValueError if there would be no batch at all.
-    Source: Build a Large Language Model (From Scratch), section 2.6.
+    B is `batch_size`, T is `max_length`; `generator` (by default torch's global one)
+    decides the order of the windows. Source: Raschka (2024), section 2.6.
     """
     dataset = GPTDatasetV1(txt, get_tokenizer(), max_length, stride)
     require_batches(len(dataset), batch_size, drop_last)

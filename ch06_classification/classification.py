@@ -7,7 +7,6 @@ Exported from classification.ipynb, which explains every line: change it there, 
 `python -m tools.export`.
 """
 
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -22,30 +21,27 @@ from tqdm.auto import tqdm
 
 from ch06_classification.guards import (
     check_batches,
-    check_collection,
     check_counts,
     check_head,
     check_labels,
     check_message,
-    check_no_contradiction,
+    check_one_label,
     check_part,
     check_split,
     check_texts,
     check_threshold,
     classifier_settings,
+    cut_to,
     read_messages,
-    warn_if_cut,
 )
 from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTModel
 from shared.ch05 import TensorFile, evaluating, in_order, load_checkpoint
-from shared.data import get as data_path
 
 __all__ = [
-    "LABELS",
-    "load_sms",
     "message_key",
     "remove_duplicates",
+    "LABELS",
     "create_balanced_dataset",
     "random_split",
     "encode_message",
@@ -54,16 +50,15 @@ __all__ = [
     "last_real_position",
     "create_spam_loader",
     "create_loaders",
-    "create_spam_loaders",
     "GPTClassifier",
     "class_logits",
     "calc_classification_loss",
     "evaluate_classifier",
     "calc_accuracy_loader",
+    "frozen_features",
     "train_classifier_simple",
     "set_trainable",
     "let_rate_fall",
-    "frozen_features",
     "spam_probabilities",
     "Verdict",
     "classify_review",
@@ -71,54 +66,25 @@ __all__ = [
 ]
 
 
-LABELS = ("ham", "spam")  # class 0 and class 1
-
-
-_QUOTING = {"sms-spam": csv.QUOTE_MINIMAL, "sms-spam-uci": csv.QUOTE_NONE}
-
-
-def load_sms(name: str = "sms-spam") -> pd.DataFrame:
-    """The messages of a collection: columns Label ("ham" or "spam") and Text.
-
-    "sms-spam" is a part that comes with an installed package, "sms-spam-uci" all of
-    Almeida, Gomez Hidalgo and Yamakami (2011), Contributions to the Study of SMS Spam
-    Filtering. Source: Build a Large Language Model (From Scratch), section 6.2.
-    """
-    check_collection(name, _QUOTING)
-    return pd.read_csv(
-        data_path(name),
-        sep="\t",
-        names=["Label", "Text"],
-        dtype=str,
-        keep_default_na=False,  # a message may well say "NA"
-        quoting=_QUOTING[name],
-        encoding="utf-8",
-    )
-
-
 def message_key(text: str) -> str:
-    """What two versions of a message share: its words, in lower case.
-
-    Digits and punctuation do not count, unless there is nothing else.
-    """
+    """The words of a message in lower case; if it has none, the message."""
     return " ".join(re.findall(r"[^\W\d_]+", text.lower())) or text
 
 
 def remove_duplicates(df: pd.DataFrame) -> pd.DataFrame:
     """Of the messages with the same words, keep the first only, with its index."""
-    labels, keys = check_labels(df), df["Text"].map(message_key)
-    check_no_contradiction(df["Text"], keys, labels)
-    return df[~keys.duplicated()]
+    check_one_label(df, message_key)
+    return df[~df["Text"].map(message_key).duplicated()]
+
+
+LABELS = ("ham", "spam")  # class 0 and class 1
 
 
 def create_balanced_dataset(df: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
-    """As many ham messages as spam: all of the rarer class, a sample of the other.
-
-    Source: Build a Large Language Model (From Scratch), section 6.2.
-    """
-    labels = check_labels(df, both=True)
+    """All messages of the rarer class, and as many of the other, drawn at random."""
+    labels = check_labels(df, both=True)  # 0 and 1
     n = labels.value_counts().min()
-    parts = [df[labels == label] for label in range(len(LABELS))]
+    parts = [df[labels == label] for label in (0, 1)]
     return pd.concat(
         [p if len(p) == n else p.sample(n, random_state=seed) for p in parts]
     )
@@ -127,11 +93,9 @@ def create_balanced_dataset(df: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
 def random_split(
     df: pd.DataFrame, train_frac: float, validation_frac: float, seed: int = 123
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Deal the rows of a table at random into training, validation and test part.
+    """Deal rows at random into training, validation and test part, which gets the rest.
 
-    The fractions are shares such as 0.7 and 0.1; the test part gets the rest.
-
-    Source: Build a Large Language Model (From Scratch), section 6.2.
+    The fractions are shares such as 0.7 and 0.1.
     """
     shuffled = df.sample(frac=1, random_state=seed)
     a = int(len(df) * train_frac)
@@ -144,23 +108,17 @@ def random_split(
 def encode_message(
     text: str, tokenizer, max_length: int | None = None, pad_token_id: int = 50256
 ) -> list[int]:
-    """The ids of a message, at most `max_length`, in which no token is special.
-
-    An empty message becomes `[pad_token_id]`.
-    """
+    """The first `max_length` ids of a message, none special; of an empty one, padding."""
     check_message(text, max_length)
     encode = getattr(tokenizer, "encode_ordinary", tokenizer.encode)
     return encode(text)[:max_length] or [pad_token_id]
 
 
 class SpamDataset(Dataset):
-    """Messages as ids, all padded to one length, with their classes.
+    """Messages as ids, all padded to one length, and their classes (book, section 6.3).
 
-    Item i is a pair: ids (max_length,) and the class, 0 for ham and 1 for spam. The
-    file, or table, has the columns Label (ham and spam, or 0 and 1) and Text; `data` is
-    that table, and `lengths` counts the tokens of each message without padding.
-
-    Source: Build a Large Language Model (From Scratch), section 6.3.
+    The file, or table, has the columns Label (ham and spam, or 0 and 1) and Text.
+    `data` is that table, `lengths` the tokens of each message without padding.
     """
 
     def __init__(
@@ -172,69 +130,56 @@ class SpamDataset(Dataset):
     ):
         self.data, labels = read_messages(csv_file)
         ids = [
-            torch.tensor(encode_message(text, tokenizer, max_length, pad_token_id))
+            encode_message(text, tokenizer, max_length, pad_token_id)
             for text in self.data["Text"]
         ]
         self.lengths = [len(row) for row in ids]
         self.max_length = max_length or max(self.lengths)
         self.pad_token_id = pad_token_id
-        self._labels = torch.tensor(labels.tolist())
-        padded = nn.utils.rnn.pad_sequence(ids, True, pad_token_id)  # (n, longest)
-        missing = self.max_length - padded.shape[1]
-        self._ids = F.pad(padded, (0, missing), value=pad_token_id)  # (n, max_length)
+        self.ids = torch.full((len(ids), self.max_length), pad_token_id)
+        for padded, row in zip(self.ids, ids, strict=True):
+            padded[: len(row)] = torch.tensor(row)
+        self.labels = torch.tensor(labels.tolist())
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._ids[index], self._labels[index]
+        return self.ids[index], self.labels[index]
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.ids)
 
 
 class LengthGroupedSampler(Sampler[list[int]]):
-    """Batches of texts of similar length, as lists of indices; the last may be smaller.
+    """Batches of texts of similar length, as lists of indices, new ones each epoch.
 
-    With `shuffle`, each epoch draws pools of `pool` batches and sorts within a pool;
-    chance comes from `generator`. Without, all are sorted, and the batches come in an
-    order that is mixed, but the same each time, so that the first are a fair sample.
+    Draws pools of `pool` batches and sorts within a pool. The last may be smaller.
     """
 
     def __init__(
         self,
         lengths: Sequence[int],
         batch_size: int,
-        shuffle: bool = True,
         generator: torch.Generator | None = None,
         pool: int = 8,
     ):
-        check_counts(batch_size=batch_size, pool=pool)
-        self.lengths, self.batch_size = list(lengths), batch_size
-        self.shuffle, self.generator, self.pool = shuffle, generator, pool
+        check_counts(texts=len(lengths), batch_size=batch_size, pool=pool)
+        self.lengths, self.batch_size = torch.tensor(lengths), batch_size
+        self.generator, self.pool = generator, pool
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)  # rounded up
 
     def __iter__(self) -> Iterator[list[int]]:
-        n, size = len(self.lengths), self.batch_size
-        chance, order, pool_size = self.generator, list(range(n)), size * self.pool
-        if self.shuffle:
-            order = torch.randperm(n, generator=chance).tolist()
-        else:  # one pool, and the same order of batches each time
-            chance, pool_size = torch.Generator().manual_seed(0), max(1, n)
-        batches = []
-        for start in range(0, n, pool_size):
-            pool = sorted(
-                order[start : start + pool_size], key=self.lengths.__getitem__
-            )
-            batches += [pool[i : i + size] for i in range(0, len(pool), size)]
-        for i in torch.randperm(len(batches), generator=chance).tolist():
-            yield batches[i]
+        size, batches = self.batch_size, []
+        order = torch.randperm(len(self.lengths), generator=self.generator)
+        for pool in order.split(size * self.pool):
+            by_length = self.lengths[pool].argsort(stable=True)
+            batches += pool[by_length].split(size)
+        for i in torch.randperm(len(batches), generator=self.generator):
+            yield batches[i].tolist()
 
 
 def last_real_position(ids: torch.Tensor, pad_token_id: int = 50256) -> torch.Tensor:
-    """The place of the last token of each row that is not padding: (B, T) -> (B,).
-
-    A row of padding only gives 0.
-    """
+    """Where each row's last token stands that is no padding, or 0: (B, T) -> (B,)."""
     places = torch.arange(ids.shape[1], device=ids.device)
     return ((ids != pad_token_id) * places).amax(dim=1)  # eq. 6.1
 
@@ -245,9 +190,9 @@ def create_spam_loader(
     shuffle: bool = False,
     generator: torch.Generator | None = None,
 ) -> DataLoader:
-    """Batches of messages of similar length, each padded to its own longest only.
+    """Batches of ids (B, T), each padded to its own longest message, and classes (B,).
 
-    Gives pairs: ids (B, T), where T differs from batch to batch, and classes (B,).
+    With `shuffle`, messages of similar length come together, in another order each time.
     """
 
     def collate(items: list) -> tuple[torch.Tensor, torch.Tensor]:
@@ -255,9 +200,11 @@ def create_spam_loader(
         longest = last_real_position(ids, dataset.pad_token_id).max() + 1
         return ids[:, :longest], labels
 
-    sampler = LengthGroupedSampler(dataset.lengths, batch_size, shuffle, generator)
+    if not shuffle:
+        return DataLoader(dataset, batch_size, collate_fn=collate, generator=generator)
+    batches = LengthGroupedSampler(dataset.lengths, batch_size, generator)
     return DataLoader(
-        dataset, batch_sampler=sampler, collate_fn=collate, generator=generator
+        dataset, batch_sampler=batches, collate_fn=collate, generator=generator
     )
 
 
@@ -265,35 +212,21 @@ def create_loaders(
     parts: Sequence[pd.DataFrame], batch_size: int = 16, seed: int = 123, tokenizer=None
 ) -> tuple[DataLoader, ...]:
     """A loader for each table of texts and labels; the first is shuffled."""
-    tokenizer = tokenizer or get_tokenizer()
-    generators = [torch.Generator().manual_seed(seed) for _ in parts]
-    return tuple(
-        create_spam_loader(SpamDataset(part, tokenizer), batch_size, i == 0, generator)
-        for i, (part, generator) in enumerate(zip(parts, generators, strict=True))
-    )
-
-
-def create_spam_loaders(
-    name: str = "sms-spam", batch_size: int = 16, seed: int = 123, tokenizer=None
-) -> tuple[DataLoader, ...]:
-    """Training, validation and test loader of the spam, 70, 10 and 20 % of it.
-
-    Without duplicates, and balanced. `loader.dataset.data` is the table of a part.
-    """
-    balanced = create_balanced_dataset(remove_duplicates(load_sms(name)), seed)
-    parts = random_split(balanced, 0.7, 0.1, seed)
-    return create_loaders(parts, batch_size, seed, tokenizer)
+    tokenizer, loaders = tokenizer or get_tokenizer(), []
+    for part in parts:
+        generator = torch.Generator().manual_seed(seed)
+        dataset = SpamDataset(part, tokenizer)
+        loaders.append(create_spam_loader(dataset, batch_size, not loaders, generator))
+    return tuple(loaders)
 
 
 class GPTClassifier(nn.Module):
     """A GPT that sorts texts into classes: ids (B, T) -> logits (B, num_classes).
 
-    It takes over `gpt` with its weights, and replaces its output head. The logits are
-    read at the last token that is not padding. Padding stands on the right, where
-    causal attention never sees it: any amount gives the same logits.
-
-    Source: Build a Large Language Model (From Scratch), section 6.5; Radford et al.
-    (2018), Improving Language Understanding by Generative Pre-Training, section 3.2.
+    It takes over `gpt`, replaces its output head, and reads the last token that is not
+    padding. Padding stands on the right, where causal attention never sees it.
+    Source: Radford et al. (2018), Improving Language Understanding by Generative
+    Pre-Training, section 3.2.
     """
 
     def __init__(self, gpt: GPTModel, num_classes: int = 2, pad_token_id: int = 50256):
@@ -309,8 +242,7 @@ class GPTClassifier(nn.Module):
     def last_features(self, ids: torch.Tensor) -> torch.Tensor:
         """The vectors that the head reads: ids (B, T) -> (B, C)."""
         hidden = self.gpt.features(ids)  # (B, T, C)
-        rows = torch.arange(len(ids), device=ids.device)
-        return hidden[rows, last_real_position(ids, self.pad_token_id)]  # (B, C)
+        return hidden[range(len(ids)), last_real_position(ids, self.pad_token_id)]
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.gpt.out_head(self.last_features(ids))  # (B, num_classes)
@@ -322,16 +254,12 @@ def class_logits(
     device: torch.device | str,
     pad_token_id: int = 50256,
 ) -> torch.Tensor:
-    """What a model says about each text: (B, num_classes).
-
-    Of a model that answers at every token, like the book's, the last real one counts.
-    """
+    """What a model says of each text, or at its last real token: (B, num_classes)."""
     inputs = inputs.to(device)
     logits = model(inputs)
-    if logits.dim() == 3:  # (B, T, num_classes)
+    if logits.dim() == 3:  # (B, T, num_classes), like the book's
         check_head(logits.shape[-1], model.tok_emb.num_embeddings)
-        rows = torch.arange(len(inputs), device=inputs.device)
-        logits = logits[rows, last_real_position(inputs, pad_token_id)]
+        logits = logits[range(len(inputs)), last_real_position(inputs, pad_token_id)]
     return logits
 
 
@@ -341,10 +269,7 @@ def calc_classification_loss(
     model: nn.Module,
     device: torch.device | str,
 ) -> torch.Tensor:
-    """Mean cross-entropy of a classifier's guesses, in nats per text: one number.
-
-    Source: Build a Large Language Model (From Scratch), section 6.6.
-    """
+    """Mean cross-entropy of a classifier's guesses, in nats per text."""
     logits = class_logits(model, input_batch, device)  # (B, num_classes)
     return F.cross_entropy(logits, target_batch.to(device))  # eq. 6.2
 
@@ -376,11 +301,20 @@ def calc_accuracy_loader(
     device: torch.device | str,
     num_batches: int | None = None,
 ) -> float:
-    """The share of texts whose class a model guesses; see `evaluate_classifier`.
-
-    Source: Build a Large Language Model (From Scratch), section 6.6.
-    """
+    """The share of texts whose class a model guesses; see `evaluate_classifier`."""
     return evaluate_classifier(data_loader, model, device, num_batches)[1]
+
+
+def frozen_features(
+    classifier: GPTClassifier, data_loader: DataLoader, device: torch.device | str
+) -> TensorDataset:
+    """What the head reads, (n, C), and the classes, (n,), in the order of the texts."""
+    features, classes = [], []
+    with evaluating(classifier):
+        for ids, labels in in_order(data_loader):
+            features.append(classifier.last_features(ids.to(device)))  # (B, C)
+            classes.append(labels.to(device))
+    return TensorDataset(torch.cat(features), torch.cat(classes))
 
 
 def train_classifier_simple(
@@ -395,9 +329,8 @@ def train_classifier_simple(
 ) -> tuple[list[float], list[float], list[float], list[float], int]:
     """Train; look at `eval_iter` batches of each loader (None: all). Ctrl-C ends it.
 
-    Returns: training and validation losses, training and validation accuracies, an
-        entry per look; how many texts were seen.
-    Source: Build a Large Language Model (From Scratch), section 6.7.
+    Returns training and validation losses, training and validation accuracies, an
+    entry per look, and how many texts were seen, as the book's section 6.7.
     """
     check_counts(num_epochs=num_epochs, eval_freq=eval_freq)
     losses, accuracies, step, examples_seen = ([], []), ([], []), 0, 0
@@ -428,8 +361,6 @@ def set_trainable(classifier: GPTClassifier | GPTModel, part: str) -> int:
     """Let one part of a classifier learn, and freeze the rest; count what will learn.
 
     `part` is "head", "last block" (with the final norm and the head) or "all".
-
-    Source: Build a Large Language Model (From Scratch), section 6.5.
     """
     gpt = getattr(classifier, "gpt", classifier)
     parts = {
@@ -447,31 +378,13 @@ def set_trainable(classifier: GPTClassifier | GPTModel, part: str) -> int:
 def let_rate_fall(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
     """Let the learning rates fall from now on in a straight line to zero.
 
-    Source: Radford et al. (2018), Improving Language Understanding by Generative
-    Pre-Training, section 4.1.
+    Source: Radford et al. (2018), section 4.1.
     """
     check_counts(num_steps=num_steps)
     falling = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: max(0.0, 1 - step / num_steps)
     )
     optimizer.register_step_post_hook(lambda *_: falling.step())
-
-
-def frozen_features(
-    classifier: GPTClassifier, data_loader: DataLoader, device: torch.device | str
-) -> TensorDataset:
-    """What the head of a classifier reads, for each text of a loader, and its class.
-
-    Pairs of a vector (C,) and a class, in the order of the texts. As long as only the
-    head learns, they stay the same.
-    """
-    with evaluating(classifier):
-        pairs = [
-            (classifier.last_features(ids.to(device)), labels.to(device))
-            for ids, labels in in_order(data_loader)
-        ]
-    features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return TensorDataset(features, labels)  # (n, C), (n,)
 
 
 def spam_probabilities(
@@ -488,16 +401,16 @@ def spam_probabilities(
     Of each text, the first `max_length` tokens are read, at most (and by default) as
     many as the model's context holds; if a text is cut, a UserWarning says so.
     """
-    check_texts(texts, max_length)
-    context = model.cfg["context_length"]
-    longest = min(max_length or context, context)
+    check_texts(texts, max_length=max_length, batch_size=batch_size)
+    longest = model.cfg["context_length"]
+    longest = min(max_length or longest, longest)
     ids = [encode_message(text, tokenizer, None, pad_token_id) for text in texts]
-    warn_if_cut(ids, longest)
-    ids = [torch.tensor(row[:longest]) for row in ids]
-    lengths, found = [len(row) for row in ids], torch.empty(len(ids))
+    ids, found = cut_to(longest, ids), torch.empty(len(ids))
+    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     with evaluating(model):
-        for batch in LengthGroupedSampler(lengths, batch_size, shuffle=False):
-            rows = [ids[i] for i in batch]
+        for start in range(0, len(ids), batch_size):
+            batch = by_length[start : start + batch_size]
+            rows = [torch.tensor(ids[i]) for i in batch]
             padded = nn.utils.rnn.pad_sequence(rows, True, pad_token_id)  # (B, T)
             logits = class_logits(model, padded, device, pad_token_id)  # (B, 2)
             found[batch] = logits.softmax(dim=-1)[:, 1].float().cpu()
@@ -520,18 +433,16 @@ def classify_review(
     *,
     threshold: float = 0.5,
 ) -> Verdict:
-    """Say whether a message is spam: whether its probability is above `threshold`.
+    """Whether a message is spam: its probability is above `threshold` (book, 6.8).
 
     The other arguments are those of `spam_probabilities`.
-
-    Source: Build a Large Language Model (From Scratch), section 6.8.
     """
     check_threshold(threshold)
-    found = spam_probabilities(
+    p_spam = spam_probabilities(
         [text], model, tokenizer, device, max_length, pad_token_id
-    )
-    verdict = Verdict("spam" if found.item() > threshold else "not spam")
-    verdict.probability = found.item()
+    ).item()
+    verdict = Verdict("spam" if p_spam > threshold else "not spam")
+    verdict.probability = p_spam
     return verdict
 
 
@@ -539,8 +450,7 @@ def load_classifier(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> GPTClassifier:
     """A classifier from a file of `save_checkpoint(path, classifier)`, in eval mode."""
-    file = TensorFile(path)
-    cfg, ours = classifier_settings(file.metadata, file.shapes, str(path))
+    cfg, ours = classifier_settings(TensorFile(path))
     classifier = GPTClassifier(GPTModel(cfg), **ours).to(device)
     load_checkpoint(path, classifier)
     return classifier.eval()

@@ -23,6 +23,7 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ch06_classification.word_order import make_twins, split_twins
@@ -118,29 +119,45 @@ def classifier_for(method: str, device: str) -> GPTClassifier:
     return net.to(device)
 
 
+def feature_loaders(
+    net: GPTClassifier, train_loader: DataLoader, val_loader: DataLoader, device: str
+) -> tuple[DataLoader, DataLoader]:
+    """Loaders of what the head reads: what is frozen says the same each time."""
+    train, val = (frozen_features(net, x, device) for x in (train_loader, val_loader))
+    chance = train_loader.generator
+    return DataLoader(train, 64, shuffle=True, generator=chance), DataLoader(val, 64)
+
+
 def finetune(
-    net: GPTClassifier, method: str, loaders, device: str, factor: float = 1.0
-) -> None:
-    """Train what needs gradients in a classifier, by the settings of a method."""
-    part, num_epochs, rate = METHODS[method]
-    train_loader, val_loader, _ = loaders
-    learner, learning_from = net, (train_loader, val_loader)
-    if method == "head":  # what is frozen says the same each time: ask it once
-        learner = net.gpt.out_head
-        features = [frozen_features(net, loader, device) for loader in learning_from]
-        learning_from = [
-            DataLoader(features[0], 64, shuffle=True, generator=train_loader.generator),
-            DataLoader(features[1], 64),
-        ]
-    learning = [p for p in net.parameters() if p.requires_grad]
+    learner: nn.Module,
+    method: str,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    device: str,
+    factor: float = 1.0,
+    eval_freq: int = 10**9,
+    eval_iter: int | None = 1,
+) -> tuple:
+    """Train what needs gradients by the settings of a method, its rate times `factor`.
+
+    Looks, and returns what it saw, like `train_classifier_simple`.
+    """
+    _, num_epochs, rate = METHODS[method]
+    learning = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         learning, lr=factor * rate, weight_decay=0.1, fused=True
     )
-    let_rate_fall(optimizer, num_epochs * len(learning_from[0]))
-    with contextlib.redirect_stdout(io.StringIO()):  # we look at the end only
-        train_classifier_simple(
-            learner, *learning_from, optimizer, device, num_epochs, 10**9, 1
-        )
+    let_rate_fall(optimizer, num_epochs * len(train_loader))
+    return train_classifier_simple(
+        learner,
+        train_loader,
+        val_loader,
+        optimizer,
+        device,
+        num_epochs,
+        eval_freq,
+        eval_iter,
+    )
 
 
 def run(task: str, method: str, seed: int, loaders, device: str) -> dict:
@@ -156,7 +173,12 @@ def run(task: str, method: str, seed: int, loaders, device: str) -> dict:
         torch.manual_seed(seed)
         train_loader.generator.manual_seed(seed)  # the same batches for every method
         net = classifier_for(method, device)
-        finetune(net, method, loaders, device, TASKS[task])
+        learner, learning_from = net, loaders[:2]
+        if method == "head":
+            learner = net.gpt.out_head
+            learning_from = feature_loaders(net, *learning_from, device)
+        with contextlib.redirect_stdout(io.StringIO()):  # we look at the end only
+            finetune(learner, method, *learning_from, device, TASKS[task])
         scores = [calc_accuracy_loader(loader, net, device) for loader in others]
         numbers = sum(p.numel() for p in net.parameters() if p.requires_grad)
     return {

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +12,7 @@ from ch05_pretraining.guards import check_counts, check_sizes
 __all__ = [
     "check_collection",
     "check_labels",
-    "check_no_contradiction",
+    "check_one_label",
     "check_split",
     "read_messages",
     "check_message",
@@ -22,7 +22,7 @@ __all__ = [
     "check_head",
     "check_part",
     "check_threshold",
-    "warn_if_cut",
+    "cut_to",
     "classifier_settings",
 ]
 
@@ -72,14 +72,14 @@ def check_labels(
     return labels.astype(int)
 
 
-def check_no_contradiction(
-    texts: pd.Series, keys: pd.Series, labels: pd.Series
-) -> None:
-    """Refuse messages with the same key and different labels."""
-    contradicted = keys[labels.groupby(keys).transform("nunique") > 1]
+def check_one_label(df: pd.DataFrame, key: Callable[[str], str]) -> None:
+    """Refuse what is no table of messages, or has both labels for the same key."""
+    labels = check_labels(df)
+    keys = df["Text"].map(key)
+    contradicted = keys.index[labels.groupby(keys).transform("nunique") > 1]
     if len(contradicted) > 0:
         raise ValueError(
-            f"the message {texts[contradicted.index[0]]!r} has both labels; "
+            f"the message {df['Text'][contradicted[0]]!r} has both labels; "
             "decide for one"
         )
 
@@ -124,11 +124,11 @@ def check_message(text: object, max_length: int | None) -> None:
     check_counts(max_length=max_length)
 
 
-def check_texts(texts: object, max_length: int | None) -> None:
+def check_texts(texts: object, **counts: int | None) -> None:
     """Refuse a single string where a list is meant: its letters are no messages."""
     if isinstance(texts, str):
         raise TypeError("texts must be a list of strings; for one use classify_review")
-    check_counts(max_length=max_length)
+    check_counts(**counts)
 
 
 def check_batches(loader: Sized, num_batches: int | None) -> None:
@@ -162,35 +162,35 @@ def check_threshold(threshold: float) -> None:
         raise ValueError(f"threshold must lie in [0, 1], not {threshold}")
 
 
-def warn_if_cut(ids: Sequence[Sequence[int]], longest: int) -> None:
-    """Warn, on behalf of the caller's caller, of texts that will not be read whole."""
+def cut_to(longest: int, ids: Sequence[list[int]]) -> list[list[int]]:
+    """At most the first `longest` ids of each text; a warning if that cuts any."""
     n_cut = sum(len(row) > longest for row in ids)
     if n_cut > 0:
         warnings.warn(
             f"{n_cut} of {len(ids)} messages have more than {longest} tokens (up to "
             f"{max(map(len, ids))}); what follows the first {longest} was not read",
-            stacklevel=3,
+            stacklevel=3,  # where the caller was called
         )
+    return [row[:longest] for row in ids]
 
 
-def classifier_settings(
-    metadata: Mapping, shapes: Mapping[str, Sequence[int]], where: str
-) -> tuple[dict, dict]:
+def classifier_settings(file) -> tuple[dict, dict]:
     """A saved classifier's GPT config, and its number of classes and padding id.
 
-    ValueError unless the file is one, and its tensors are as large as it says: this is
-    asked before anything is built.
+    `file` has a path, metadata and shapes. ValueError unless it is a classifier's, and
+    its tensors are as large as it says: this is asked before anything is built.
     """
+    where = str(file.path)
     try:
-        record = json.loads(metadata.get("checkpoint", "null"))
+        record = json.loads(file.metadata.get("checkpoint", "null"))
         cfg = dict(record["config"])
         ours = {key: cfg.pop(key) for key in ("num_classes", "pad_token_id")}
     except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(
             f"{where} holds no classifier; save_checkpoint(path, classifier) writes one"
         ) from None
-    check_sizes(cfg, shapes, where)
-    found = tuple(shapes.get("model.gpt.out_head.weight", ()))
+    check_sizes(cfg, file.shapes, where)
+    found = tuple(file.shapes.get("model.gpt.out_head.weight", ()))
     if found != (ours["num_classes"], cfg["emb_dim"]):
         raise ValueError(
             f"{where} says {ours['num_classes']!r} classes, but its head has the shape "

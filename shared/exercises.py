@@ -1,9 +1,285 @@
-"""The check functions of the exercises, a module per chapter."""
+"""What all checks of exercises need: a wrong answer gets one sentence, no crash."""
+
+import functools
+import inspect
+import linecache
+import math
+import numbers
+import reprlib
+from collections.abc import Callable
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 
-def require_answer(result: object, name: str) -> None:
-    """Raise AssertionError if the exercise has not been answered yet."""
-    assert result is not None and result is not ..., (
-        f"{name} returned {'nothing' if result is None else '...'}: the exercise is "
-        "still unanswered; replace the `...` by your code and `return` the result"
+class NotYet(AssertionError):
+    """Why an answer is not right yet, in a sentence, which is all a notebook shows.
+
+    `error` is what the solver's own code raised, if that is the reason.
+    """
+
+    def __init__(self, sentence: str, error: Exception | None = None) -> None:
+        super().__init__(sentence)
+        self.error = error
+
+    def _render_traceback_(self) -> list[str]:  # asked for by IPython
+        return [str(self)]
+
+
+def checked(exercise: str, wants: str | None, keeps: bool = False) -> Callable:
+    """Make a check whose refusals are `NotYet`, whatever the answers do.
+
+    Args:
+        exercise: its number, named in every refusal.
+        wants: what the answers return, in words; None if they return nothing.
+        keeps: whether they must leave alone the tensors and lists that they are given.
+    """
+
+    def decorate(check: Callable) -> Callable:
+        @functools.wraps(check)
+        def run(*functions, tokenizer=None) -> None:
+            answers = [Answer(function, wants, keeps) for function in functions]
+            more = {} if tokenizer is None else {"tokenizer": tokenizer}
+            reason = None
+            try:
+                return check(*answers, **more)
+            except AssertionError as wrong:
+                sentence, reason = str(wrong), getattr(wrong, "error", None)
+            except Exception as error:  # the check cannot work with what it was given
+                last = max(answers, key=lambda answer: answer.calls)
+                found = SHORT.repr(last.found)
+                sentence = f"{last.name} should return {wants}, but returned {found}"
+                if wants is None:
+                    sentence = f"after {last.name} the check meets {_told(error)}"
+            raise NotYet(f"Exercise {exercise}: {sentence}", reason)
+
+        return run
+
+    return decorate
+
+
+class Answer:
+    """A solver's function, of which every failure is an AssertionError with a reason.
+
+    It gets copies of tensors and lists, so that it cannot spoil the check. A check sets
+    `hint` to what it suspects if the next calls fail.
+    """
+
+    hint = ""
+    clock = 0  # of all calls, to know whose result came last
+
+    def __init__(self, function: object, wants: str | None, keeps: bool) -> None:
+        self.function, self.wants, self.keeps = function, wants, keeps
+        self.name = getattr(function, "__name__", "your answer")
+        self.name = "your function" if "<" in self.name else self.name
+        self.found, self.calls = None, 0
+        assert callable(function), f"a function is wanted, not {SHORT.repr(function)}"
+
+    def __call__(self, *arguments, **settings):
+        first = self.calls == 0
+        Answer.clock += 1
+        self.calls = Answer.clock
+        given = [_copied(argument) for argument in arguments]
+        call = f"{self.name}({', '.join(map(SHORT.repr, arguments))})"
+        try:
+            found = self.function(*given, **settings)
+            if inspect.isgenerator(found):
+                found = list(islice(found, 100_000))
+        except Exception as error:
+            hint = self.hint or (f"it should return {self.wants}" if self.wants else "")
+            sentence = f"{call} raises {_told(error)}{_place(error, self.function)}"
+            raise NotYet("; ".join(filter(None, [sentence, hint])), error) from error
+        self.found = found
+        if self.keeps:
+            names = _parameters(self.function)
+            for name, before, after in zip(names, arguments, given, strict=False):
+                assert _same(before, after), (
+                    f"{self.name} changed its argument `{name}`, and with it what its "
+                    "caller will read later; work on a copy"
+                )
+        unanswered = found is ... or (found is None and self.wants is not None)
+        assert not (unanswered and first), (
+            f"{self.name} returned {'...' if found is ... else 'nothing'}: it is still "
+            "unanswered; replace the `...` by your code and `return` the result"
+        )
+        assert not unanswered, f"{call} returned nothing; is a `return` missing?"
+        return found
+
+
+class _Short(reprlib.Repr):
+    """Values in a few words: tensors by their shape, models by their name."""
+
+    def repr_Tensor(self, value: torch.Tensor, level: int) -> str:
+        if value.numel() == 1 and value.dim() == 0:
+            return f"tensor({value.item():.6g})"
+        return f"a tensor {tuple(value.shape)}"
+
+    repr_Parameter = repr_Tensor
+
+    def repr_instance(self, value: object, level: int) -> str:
+        if isinstance(value, nn.Module) or inspect.isroutine(value):
+            return getattr(value, "__name__", type(value).__name__)
+        return " ".join(super().repr_instance(value, level).split())
+
+
+SHORT = _Short()
+SHORT.maxstring = SHORT.maxother = 50
+
+
+def _told(error: Exception) -> str:
+    """An error in a few words."""
+    message = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__} ({message})" if message else type(error).__name__
+
+
+def _place(error: Exception, function: Callable) -> str:
+    """The line of the solver's own code in which an error arose."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    trace, line = error.__traceback__, None
+    while trace is not None and code is not None:
+        if trace.tb_frame.f_code.co_filename == code.co_filename:
+            line = trace.tb_lineno  # the last one found is the innermost
+        trace = trace.tb_next
+    source = linecache.getline(code.co_filename, line).strip() if line else ""
+    return f" in your line {line}, `{source}`" if source else ""
+
+
+def _parameters(function: Callable) -> list[str]:
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return []
+
+
+def _copied(value: object) -> object:
+    """Copies of tensors and lists; everything else, weights too, as it is."""
+    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    return value
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if type(one) in (list, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one is other or one == other
+
+
+def number(value: object) -> float:
+    """One number of whatever kind as a Python number.
+
+    Raises: TypeError or ValueError for anything else.
+    """
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Number):
+        raise TypeError(f"no number: {value!r}")
+    return value if isinstance(value, int) else float(value)
+
+
+def yes_or_no(value: object) -> bool:
+    """One verdict, True or False, also as 0 or 1 or as a tensor of one element."""
+    shape = tuple(getattr(value, "shape", ()))
+    assert math.prod(shape) == 1, (
+        f"one True or False is wanted, not {math.prod(shape)} of them; finish with "
+        "`.any()` or `.all()`"
     )
+    if hasattr(value, "item"):
+        value = value.item()
+    if value not in (True, False):
+        raise TypeError(f"no verdict: {value!r}")
+    return bool(value)
+
+
+def tensor(value: object, *shape: int) -> torch.Tensor:
+    """A tensor of that shape, without its history; TypeError if it is none."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"no tensor: {value!r}")
+    assert tuple(value.shape) == shape, (
+        f"a tensor of shape {shape} is wanted, not {tuple(value.shape)}"
+    )
+    return value.detach()
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, atol: float = 1e-5) -> bool:
+    """Whether two tensors of one shape agree, whatever their precision."""
+    return torch.allclose(found.double(), wanted.double(), atol=atol)
+
+
+def one_of(value: object, choices: list[str]) -> str:
+    """A prediction, which need not be right but must be one of the choices."""
+    assert value in choices, (
+        f"predict one of {', '.join(map(repr, choices))}, not {SHORT.repr(value)}"
+    )
+    return value
+
+
+# Paths from later tokens (B, T, C) to earlier ones, by what they do
+
+
+def _from(later: slice, earlier: slice) -> Callable[[torch.Tensor], torch.Tensor]:
+    def leak(x: torch.Tensor) -> torch.Tensor:
+        heard = torch.zeros_like(x)
+        if x[:, later].shape[1]:  # a beginning of the text may be read alone
+            heard[:, earlier] = x[:, later]
+        return heard
+
+    return leak
+
+
+def _after_softmax(x: torch.Tensor) -> torch.Tensor:
+    scores = x @ x.transpose(1, 2) / math.sqrt(x.shape[2])
+    return torch.softmax(scores, dim=-1).tril() @ x
+
+
+LEAKS = {
+    "masks after the softmax, so that the size of the weights leaks": _after_softmax,
+    "shows every token the mean of the text": lambda x: x.mean(1, True).expand_as(x),
+    "lets each token see the next one": lambda x: F.pad(x[:, 1:], (0, 0, 0, 1)),
+    "lets only the first token see only the last": _from(slice(-1, None), slice(1)),
+    "lets only token 2 see only token 3": _from(slice(3, 4), slice(2, 3)),
+}
+
+
+class Leaky(nn.Module):
+    """A causal layer or model, plus a path from later tokens to earlier ones."""
+
+    def __init__(
+        self,
+        sound: nn.Module,
+        leak: Callable[[torch.Tensor], torch.Tensor],
+        enter: Callable = lambda x: x,
+        leave: Callable = lambda x: x,
+    ) -> None:
+        super().__init__()
+        self.sound, self.leak, self.enter, self.leave = sound, leak, enter, leave
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.sound(x) + self.leave(self.leak(self.enter(x)))
+
+
+def finds_leaks(detect: Callable[[nn.Module], object], leaky: Callable) -> int:
+    """How many kinds of leaks a detector finds in `leaky(leak)`, which must be all.
+
+    `leaky(None)` is sound, and must not be accused.
+    """
+    assert not yes_or_no(detect(leaky(None))), (
+        "a causal model is accused; a change of token t may move the outputs of t and "
+        "of those after it, only those *before* it must stay, up to rounding "
+        "(torch.allclose, not torch.equal)"
+    )
+    for does, leak in LEAKS.items():
+        assert yes_or_no(detect(leaky(leak))), (
+            f"you missed one that {does}; change each token in turn, and compare all "
+            "outputs before it"
+        )
+    return len(LEAKS)
+
+
+def require_answer(result: object, name: str) -> None:  # until all checks are `checked`
+    assert result is not None and result is not ..., f"{name} is still unanswered"

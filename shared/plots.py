@@ -47,6 +47,23 @@ def use_style() -> None:
     )
 
 
+def show(alt: str) -> None:
+    """Show the figure drawn last, with a text for readers who cannot see it.
+
+    `alt` says in a sentence or two what is drawn and what one sees: `plots.show("Loss
+    against steps: falls fast, then slowly.")` It is stored with the picture, so no
+    number may stand there that another processor would make different.
+    """
+    if not alt.strip():
+        raise ValueError("the figure's text is empty; say what one sees in it")
+    if not plt.get_fignums():
+        raise ValueError("there is no figure to show; draw one first, in this cell")
+    from IPython.display import display  # needed in notebooks only
+
+    display(plt.gcf(), metadata={"image/png": {"alt": alt}})
+    plt.close()
+
+
 def panels(
     n: int, width: float = 3.2, height: float = 3.2
 ) -> tuple[Figure, list[Axes]]:

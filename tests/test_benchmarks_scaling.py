@@ -19,7 +19,8 @@ def test_sixteen_bytes_a_parameter():
 
 
 def test_predicted_operations_are_those_counted():
-    assert float(scaling.flops_table(SIZES)["ratio"]["tiny"]) == pytest.approx(1, rel=0.01)
+    ratio = float(scaling.flops_table(SIZES)["ratio"]["tiny"])
+    assert ratio == pytest.approx(1, rel=0.01)
 
 
 def test_processes_that_train_in_turn():

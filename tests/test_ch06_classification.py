@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ch06_classification import classification, compare
+from ch06_classification import compare, sms
 from ch06_classification import exercise_checks as checks
 from ch06_classification.compare import accuracy_interval
 from ch06_classification.word_order import make_twins, split_twins
@@ -124,7 +124,7 @@ def test_messages_are_read_as_text(tmp_path, monkeypatch):
     texts = ["NA", "null", "0123", "£ 你好", '"Keep smiling', "1e5", '"Ok"']
     path = tmp_path / "file"
     path.write_text("".join(f"ham\t{text}\n" for text in texts), encoding="utf-8")
-    monkeypatch.setattr(classification, "data_path", lambda name: path)
+    monkeypatch.setattr(sms, "data_path", lambda name: path)
     assert load_sms("sms-spam-uci")["Text"].tolist() == texts
     path.write_text('spam\t"two\nlines"\nham\tNA\n', encoding="utf-8")
     assert load_sms()["Text"].tolist() == ["two\nlines", "NA"]
@@ -336,12 +336,11 @@ def test_dataset_serves_a_plain_loader(csv_file):
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=80),
     batch_size=st.integers(1, 9),
-    shuffle=st.booleans(),
     pool=st.integers(1, 5),
 )
-def test_sampler_gives_every_message_once(lengths, batch_size, shuffle, pool):
+def test_sampler_gives_every_message_once(lengths, batch_size, pool):
     generator = torch.Generator().manual_seed(1)
-    sampler = LengthGroupedSampler(lengths, batch_size, shuffle, generator, pool)
+    sampler = LengthGroupedSampler(lengths, batch_size, generator, pool)
     batches = list(sampler)
     assert len(batches) == len(sampler)
     assert sorted(sum(batches, [])) == list(range(len(lengths)))
@@ -351,27 +350,23 @@ def test_sampler_gives_every_message_once(lengths, batch_size, shuffle, pool):
 def test_sampler_groups_by_length_and_draws_anew():
     lengths = torch.randint(1, 60, (400,), generator=torch.Generator().manual_seed(2))
     lengths = lengths.tolist()
-
-    def read(sampler):
-        return sum(max(lengths[i] for i in batch) * len(batch) for batch in sampler)
-
     generator = torch.Generator().manual_seed(3)
-    shuffled = LengthGroupedSampler(lengths, 8, generator=generator)
-    in_order = LengthGroupedSampler(lengths, 8, shuffle=False)
-    assert sum(lengths) <= read(in_order) < read(shuffled) < 1.3 * sum(lengths)
-    generator.manual_seed(3)
-    first, second = list(shuffled), list(shuffled)
+    sampler = LengthGroupedSampler(lengths, 8, generator)
+    first, second = list(sampler), list(sampler)
+    read = sum(max(lengths[i] for i in batch) * len(batch) for batch in first)
+    assert sum(lengths) < read < 1.3 * sum(lengths)
     assert first != second
     assert {frozenset(b) for b in first} != {frozenset(b) for b in second}
     generator.manual_seed(3)
-    assert list(shuffled) == first
-    assert list(in_order) == list(in_order)
+    assert list(sampler) == first
     # the first few batches are a fair sample of short and long ones
-    means = [sum(lengths[i] for i in batch) / len(batch) for batch in in_order]
+    means = [sum(lengths[i] for i in batch) / len(batch) for batch in first]
     assert means != sorted(means) and abs(sum(means[:10]) / 10 - 30) < 12
     for wrong in ({"batch_size": 0}, {"batch_size": 4, "pool": 0}):
         with pytest.raises(ValueError, match="must be 1 or more, not 0"):
             LengthGroupedSampler(lengths, **wrong)
+    with pytest.raises(ValueError, match="texts must be 1 or more, not 0"):
+        LengthGroupedSampler([], 8)
 
 
 def test_loader_holds_every_message_with_its_class(csv_file):
@@ -391,6 +386,7 @@ def test_loader_holds_every_message_with_its_class(csv_file):
             )
         ]
         assert sorted(found) == sorted(wanted)
+        assert shuffle != (found == wanted)  # else in the order of the table
         for ids, _ in loader:
             assert (ids[:, -1] != PAD).any()  # cut to the longest of the batch
 
@@ -790,6 +786,8 @@ def test_probabilities_come_in_the_order_of_the_texts():
     assert spam_probabilities([], net, LETTERS, "cpu").shape == (0,)
     with pytest.raises(TypeError, match="must be a list of strings"):
         spam_probabilities("abc", net, LETTERS, "cpu")
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
+        spam_probabilities(["abc"], net, LETTERS, "cpu", batch_size=0)
 
 
 def test_long_texts_are_cut_and_a_warning_says_so():
@@ -896,7 +894,7 @@ def comparison(tmp_path, monkeypatch):
         return GPTModel(small)
 
     monkeypatch.setattr(compare, "load_base", tiny_base)
-    monkeypatch.setattr(classification, "load_sms", lambda name: load_sms(name)[:400])
+    monkeypatch.setattr(sms, "load_sms", lambda name: load_sms(name)[:400])
     few = make_twins(30)
     monkeypatch.setattr(compare, "make_twins", lambda seed: few)
     for method, (part, _, rate) in compare.METHODS.items():

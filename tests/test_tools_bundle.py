@@ -40,6 +40,11 @@ assert net.eval()(torch.tensor([[1, 2, 49]])).shape == (1, 2)
 inputs, targets = custom_collate_fn([[1, 2], [3]])
 assert targets.tolist() == [[2, 50256], [50256, -100]]
 """,
+    "appendix_a": """
+a = Value(3)
+(a * a).backward()
+assert a.grad == 6
+""",
     "appendix_e": """
 linear = torch.nn.Linear(8, 6)
 adapted = LinearWithLoRA(linear, rank=2, alpha=4)

@@ -25,7 +25,7 @@ from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
 from shared.files import write_atomically
-from tools.export import ROOT, chapter_notebooks
+from tools.export import EXERCISES, ROOT, chapter_notebooks
 
 CELL_TIMEOUT = 1800  # seconds
 MOST_JOBS = 4  # notebooks at a time; each wants up to three gigabytes
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     paths = [path.resolve() for path in options.notebooks] or [
         path
         for path in chapter_notebooks()
-        if options.write or path.name != "solutions.ipynb"
+        if options.write or path.name not in EXERCISES
     ]
     start = time.perf_counter()
     outcomes = run_all(paths, options.write, jobs)
