@@ -4,11 +4,25 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from shared.data import DataUnavailable
+from shared.data import DataUnavailable, sha256_of
 
 __all__ = ["GPT2_FILES", "gpt2_settings", "read_gpt2_settings", "fetch_gpt2"]
 
 GPT2_FILES = ("config.json", "model.safetensors")
+
+# The sha256 of `model.safetensors`, for each of these repositories as several
+# independent projects state it. For gpt2-large none was found, so it is not checked.
+GPT2_SHA256 = {
+    "openai-community/gpt2": (
+        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"
+    ),
+    "openai-community/gpt2-medium": (
+        "fc5a354a19255ad494f3d71549390baca1ccf61d1d822b9408971705c687c9cd"
+    ),
+    "openai-community/gpt2-xl": (
+        "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a"
+    ),
+}
 
 _KEYS = {  # our setting -> GPT-2's
     "vocab_size": "vocab_size",
@@ -79,7 +93,8 @@ def fetch_gpt2(repository: str, folder: Path) -> Path:
     """A folder that holds the repository's two files, fetched if need be.
 
     Raises:
-        DataUnavailable: a FileNotFoundError that says what was tried.
+        DataUnavailable: a FileNotFoundError that says what was tried; also if the
+            weights that came are not those published, which are deleted then.
     """
     import huggingface_hub  # a second to import, and needed here alone
 
@@ -102,4 +117,16 @@ def fetch_gpt2(repository: str, folder: Path) -> Path:
             "Remedy: connect to the network and try again (it goes on where it "
             f"stopped), or copy {' and '.join(GPT2_FILES)} into {folder}."
         ) from error
+    _check_published(repository, folder / "model.safetensors")
     return folder
+
+
+def _check_published(repository: str, path: Path) -> None:
+    """Delete and refuse weights that are not those published."""
+    published, found = GPT2_SHA256.get(repository), sha256_of(path)
+    if published not in (None, found):
+        path.unlink()
+        raise DataUnavailable(
+            f"what {repository} sent as {path.name} is not what was published: sha256 "
+            f"{found} instead of {published}; it was deleted, so try again"
+        )

@@ -278,13 +278,18 @@ def _problem_with(path: Path, file: DataFile) -> str | None:
         size = path.stat().st_size
         if size != file.size:
             return f"{size} bytes instead of {file.size}: truncated or changed"
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = sha256_of(path)
     except OSError as error:
         return f"it cannot be read: {error}"
     if digest == file.sha256:
         return None
     return f"sha256 {digest} instead of {file.sha256}: changed"
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, read piece by piece."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _download(file: DataFile) -> Path:

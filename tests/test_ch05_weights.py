@@ -1,8 +1,10 @@
 """Chapter 5: checkpoints, GPT-2's format, and the course's own base model."""
 
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ch05_pretraining import tensor_files, weights
+from ch05_pretraining import gpt2_files, tensor_files, weights
 from shared import data
 from shared.ch02 import get_tokenizer
 from shared.ch04 import GPT2_CONFIGS, GPTModel
@@ -965,6 +967,8 @@ def hub(tmp_path, monkeypatch):
     small.update(emb_dim=24, n_heads=3, n_layers=2)
     monkeypatch.setattr(weights, "GPT2_CONFIGS", {"124M": small})
     save_gpt2_folder(tiny_model(qkv_bias=True, tie_weights=True), source)
+    sha256 = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
+    monkeypatch.setitem(gpt2_files.GPT2_SHA256, "openai-community/gpt2", sha256)
     downloads = []
 
     def download(repository, name, *, local_dir):
@@ -1048,6 +1052,26 @@ def test_gpt2_of_the_wrong_size_or_damaged_is_refused(hub, tmp_path):
     save_gpt2_folder(tiny_model(n_layers=1, qkv_bias=True), tmp_path / "124M")
     with pytest.raises(ValueError, match="n_layers is 1 there and 2 here"):
         download_and_load_gpt2("124M", tmp_path)
+
+
+def test_fetched_weights_that_were_not_published_are_deleted(hub, tmp_path):
+    file = hub.source / "model.safetensors"
+    intact = file.read_bytes()
+    file.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))  # another number, no more
+    with pytest.raises(
+        data.DataUnavailable, match="not what was published: sha256 .* deleted"
+    ):
+        download_and_load_gpt2("124M", tmp_path)
+    assert not (tmp_path / "124M" / "model.safetensors").exists()
+    file.write_bytes(intact)
+    download_and_load_gpt2("124M", tmp_path)
+
+
+def test_published_checksums_are_of_known_repositories():
+    known = set(weights.GPT2_REPOSITORIES.values())
+    assert known - gpt2_files.GPT2_SHA256.keys() == {"openai-community/gpt2-large"}
+    for repository, sha256 in gpt2_files.GPT2_SHA256.items():
+        assert repository in known and re.fullmatch("[0-9a-f]{64}", sha256)
 
 
 def test_repositories_are_those_of_the_four_sizes():
