@@ -34,7 +34,6 @@ from ch06_classification.guards import (
     cut_to,
     read_messages,
 )
-from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTModel
 from shared.ch05 import TensorFile, evaluating, in_order, load_checkpoint
 
@@ -49,7 +48,6 @@ __all__ = [
     "LengthGroupedSampler",
     "last_real_position",
     "create_spam_loader",
-    "create_loaders",
     "GPTClassifier",
     "class_logits",
     "calc_classification_loss",
@@ -93,10 +91,7 @@ def create_balanced_dataset(df: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
 def random_split(
     df: pd.DataFrame, train_frac: float, validation_frac: float, seed: int = 123
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Deal rows at random into training, validation and test part, which gets the rest.
-
-    The fractions are shares such as 0.7 and 0.1.
-    """
+    """Deal the rows at random into training, validation and (the rest) test part."""
     shuffled = df.sample(frac=1, random_state=seed)
     a = int(len(df) * train_frac)
     b = a + int(len(df) * validation_frac)
@@ -108,7 +103,7 @@ def random_split(
 def encode_message(
     text: str, tokenizer, max_length: int | None = None, pad_token_id: int = 50256
 ) -> list[int]:
-    """The first `max_length` ids of a message, none special; of an empty one, padding."""
+    """A message's first `max_length` ids, none special; an empty one is padding."""
     check_message(text, max_length)
     encode = getattr(tokenizer, "encode_ordinary", tokenizer.encode)
     return encode(text)[:max_length] or [pad_token_id]
@@ -149,9 +144,9 @@ class SpamDataset(Dataset):
 
 
 class LengthGroupedSampler(Sampler[list[int]]):
-    """Batches of texts of similar length, as lists of indices, new ones each epoch.
+    """Batches of texts of similar length, drawn anew each epoch: lists of indices.
 
-    Draws pools of `pool` batches and sorts within a pool. The last may be smaller.
+    Pools of `pool` batches are drawn, and sorted within; the last batch may be smaller.
     """
 
     def __init__(
@@ -179,7 +174,7 @@ class LengthGroupedSampler(Sampler[list[int]]):
 
 
 def last_real_position(ids: torch.Tensor, pad_token_id: int = 50256) -> torch.Tensor:
-    """Where each row's last token stands that is no padding, or 0: (B, T) -> (B,)."""
+    """Where the last token that is no padding stands, or 0: (B, T) -> (B,)."""
     places = torch.arange(ids.shape[1], device=ids.device)
     return ((ids != pad_token_id) * places).amax(dim=1)  # eq. 6.1
 
@@ -190,9 +185,9 @@ def create_spam_loader(
     shuffle: bool = False,
     generator: torch.Generator | None = None,
 ) -> DataLoader:
-    """Batches of ids (B, T), each padded to its own longest message, and classes (B,).
+    """Batches of ids (B, T), each padded to its own longest, and of classes (B,).
 
-    With `shuffle`, messages of similar length come together, in another order each time.
+    With `shuffle`, messages of similar length come together, in an order ever new.
     """
 
     def collate(items: list) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,25 +203,11 @@ def create_spam_loader(
     )
 
 
-def create_loaders(
-    parts: Sequence[pd.DataFrame], batch_size: int = 16, seed: int = 123, tokenizer=None
-) -> tuple[DataLoader, ...]:
-    """A loader for each table of texts and labels; the first is shuffled."""
-    tokenizer, loaders = tokenizer or get_tokenizer(), []
-    for part in parts:
-        generator = torch.Generator().manual_seed(seed)
-        dataset = SpamDataset(part, tokenizer)
-        loaders.append(create_spam_loader(dataset, batch_size, not loaders, generator))
-    return tuple(loaders)
-
-
 class GPTClassifier(nn.Module):
     """A GPT that sorts texts into classes: ids (B, T) -> logits (B, num_classes).
 
     It takes over `gpt`, replaces its output head, and reads the last token that is not
-    padding. Padding stands on the right, where causal attention never sees it.
-    Source: Radford et al. (2018), Improving Language Understanding by Generative
-    Pre-Training, section 3.2.
+    padding; padding on the right is never seen (Radford et al., 2018, section 3.2).
     """
 
     def __init__(self, gpt: GPTModel, num_classes: int = 2, pad_token_id: int = 50256):
@@ -280,10 +261,7 @@ def evaluate_classifier(
     device: torch.device | str,
     num_batches: int | None = None,
 ) -> tuple[float, float]:
-    """Mean loss and accuracy over a loader's texts, or its first `num_batches` batches.
-
-    The texts are read in their order, without dropout, and without a trace.
-    """
+    """Mean loss and accuracy over a loader's texts, or of its first `num_batches`."""
     check_batches(data_loader, num_batches)
     loss, right, count = 0.0, 0, 0
     with evaluating(model):
@@ -376,10 +354,7 @@ def set_trainable(classifier: GPTClassifier | GPTModel, part: str) -> int:
 
 
 def let_rate_fall(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
-    """Let the learning rates fall from now on in a straight line to zero.
-
-    Source: Radford et al. (2018), section 4.1.
-    """
+    """Let the rates fall from now on to zero, on a line (Radford et al., 2018, 4.1)."""
     check_counts(num_steps=num_steps)
     falling = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: max(0.0, 1 - step / num_steps)
@@ -398,8 +373,8 @@ def spam_probabilities(
 ) -> torch.Tensor:
     """The probability of class 1 (spam) for each text: (n,), on the CPU.
 
-    Of each text, the first `max_length` tokens are read, at most (and by default) as
-    many as the model's context holds; if a text is cut, a UserWarning says so.
+    Of each, the first `max_length` tokens are read, at most (and by default) what the
+    model's context holds; a UserWarning says if that cuts a text.
     """
     check_texts(texts, max_length=max_length, batch_size=batch_size)
     longest = model.cfg["context_length"]

@@ -5,7 +5,7 @@
 
 Each split is drawn, and each model trained, with a seed of its own. What is found is
 printed, and written to `five_seeds.json` beside this file, which the notebook shows.
-A split takes about four minutes on two CPU cores. After Ctrl-C the finished runs are
+A split takes six or seven minutes on two CPU cores. After Ctrl-C the finished runs are
 kept, and the next call goes on with those that are missing. Runs on other messages,
 from another base or with other settings are made again.
 """
