@@ -1,0 +1,3 @@
+"""Appendix A, PyTorch."""
+
+from appendix_a_pytorch.pytorch import *  # noqa: F401,F403
