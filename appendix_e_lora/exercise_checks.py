@@ -1,14 +1,13 @@
 """Checks for the exercises of appendix E: each says what is wrong, and hints at why."""
 
 from collections.abc import Callable
-from numbers import Number
 
 import torch
 from torch import nn
 
 from shared.appendix_e import LinearWithLoRA, LoRALayer, replace_linear_with_lora
 from shared.ch04 import GPTConfig, GPTModel
-from shared.exercises import require_answer
+from shared.exercises import checked, close, number
 
 TINY = {
     "vocab_size": 50,
@@ -46,21 +45,16 @@ def _learning(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _require_number(found: object, name: str) -> None:
-    """Refuse what cannot be compared with a number."""
-    require_answer(found, name)
-    assert isinstance(found, Number) or (
-        isinstance(found, torch.Tensor) and found.numel() == 1
-    ), f"{name} should return one number, not a {type(found).__name__}: {found!r}"
-
-
+@checked("E.1", wants="one number")
 def lora_parameters(count: Callable[[GPTConfig, int], int]) -> None:
-    """Exercise 1: the numbers that learn, for tied and untied heads."""
+    """The numbers that learn, for tied and untied heads."""
     for tied in (True, False):
         model = _tiny_model(tie_weights=tied)
         replace_linear_with_lora(model, 5, 10)
-        found, wanted = count({**TINY, "tie_weights": tied}, 5), _learning(model)
-        _require_number(found, "lora_parameters")
+        found, wanted = (
+            number(count({**TINY, "tie_weights": tied}, 5)),
+            _learning(model),
+        )
         head = 5 * (24 + 50)
         kind = "tied" if tied else "untied"
         hint = "four matrices of a block go from C to C, one from C to 4C, one back"
@@ -74,20 +68,21 @@ def lora_parameters(count: Callable[[GPTConfig, int], int]) -> None:
             f"a model with a {kind} head, width 24, 3 blocks and vocabulary 50 has "
             f"{wanted:,} numbers that learn at rank 5, not {found:,}; {hint}"
         )
-    try:
-        found = count({**TINY}, 5)
-    except KeyError:
-        found = "a KeyError"
+    count.hint = (
+        "a config without tie_weights is that of an untied model; "
+        'cfg.get("tie_weights", False) knows both'
+    )
+    found = number(count({**TINY}, 5))
     assert found == wanted, (
         "a config without tie_weights is that of an untied model, as with False, for "
-        f"which the answer was {wanted:,}; without it, it is {found}; "
-        'cfg.get("tie_weights", False) knows both'
+        f"which the answer was {wanted:,}, not {found:,}"
     )
     print("Right: as many as PyTorch counts.")
 
 
+@checked("E.2", wants=None)
 def set_strength(change: Callable[[nn.Module, float], None]) -> None:
-    """Exercise 2: s = 0 is the base, 1 the trained model, and one can come back."""
+    """s = 0 is the base, 1 the trained model, and one can come back."""
     model = _tiny_model()
     with torch.no_grad():
         base = model(IDS)
@@ -99,21 +94,22 @@ def set_strength(change: Callable[[nn.Module, float], None]) -> None:
             "after set_strength(model, 0) the model still gives the finetuned logits; "
             "replace the `...`, and visit the layers with model.modules()"
         )
-        assert torch.allclose(model(IDS), base, atol=1e-5), (
+        assert close(model(IDS), base), (
             "with s = 0 every update should count nothing, as in the base model"
         )
         change(model, 1)
-        assert torch.allclose(model(IDS), finetuned, atol=1e-4), (
+        assert close(model(IDS), finetuned, atol=1e-4), (
             "after s = 0 and then s = 1 the model should be the finetuned one again; "
             "compute the scaling from alpha, rank and s, not from the last scaling"
         )
         change(model, 0.5)
-        layer = model.trf_blocks[0].att.W_query.lora
-        place = "trf_blocks.0.att.W_query.lora"
-        wanted = 0.5 * 8 / 4 * (values[f"{place}.A"] @ values[f"{place}.B"]).T
-        assert torch.allclose(layer.delta(), wanted, atol=1e-6), (
-            "with s = 0.5, alpha 8 and rank 4 the product A B should count once"
-        )
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, LoRALayer)}
+        for name, layer in layers.items():
+            wanted = 0.5 * 8 / 4 * (values[f"{name}.A"] @ values[f"{name}.B"]).T
+            assert close(layer.delta(), wanted, atol=1e-6), (
+                f"{name}: with s = 0.5, alpha 8 and rank 4 the product A B should "
+                "count once; is every layer reached?"
+            )
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, values[name]), (
             f"{name} was changed; A, B and W can stay as they are"
@@ -121,15 +117,15 @@ def set_strength(change: Callable[[nn.Module, float], None]) -> None:
     print("Right: from the base to the finetuned model, and back.")
 
 
+@checked("E.3", wants="the names of the replaced layers in a list")
 def adapt_queries_and_values(
     adapt: Callable[[GPTModel, int, float], list[str]],
 ) -> None:
-    """Exercise 3: updates on W_query and W_value, nothing else learns."""
+    """Updates on W_query and W_value, nothing else learns."""
     model = _tiny_model().requires_grad_(True)
     with torch.no_grad():
         before = model(IDS)
-    names = adapt(model, 4, 8)
-    require_answer(names, "adapt_queries_and_values")
+    names = list(adapt(model, 4, 8))
     wanted = {f"trf_blocks.{i}.att.W_{x}" for i in range(3) for x in ("query", "value")}
     replaced = {
         name for name, m in model.named_modules() if isinstance(m, LinearWithLoRA)
@@ -153,52 +149,79 @@ def adapt_queries_and_values(
         f"rank 4 and alpha 8 were asked for, not {layer.rank} and {layer.alpha}"
     )
     with torch.no_grad():
-        assert torch.equal(model(IDS), before), (
+        assert close(model(IDS), before), (
             "before training the logits should be those of the base; did a layer lose "
             "its weights or its bias?"
         )
     print("Right: two layers per block, and the base's logits.")
 
 
+@checked("E.4", wants="two tensors, A and B", keeps=True)
 def low_rank(
     factors: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]],
 ) -> None:
-    """Exercise 4: no matrix of that rank is closer."""
+    """No matrix of that rank is closer."""
     generator = torch.Generator().manual_seed(3)
     change = torch.randn(8, 6, generator=generator, dtype=torch.float64)
-    kept = change.clone()
     S = torch.linalg.svdvals(change)
     for rank in (1, 3, 6):
-        found = factors(change, rank)
-        require_answer(found, "low_rank")
-        assert len(found) == 2, (
-            f"low_rank should return A and B, not {len(found)} items"
-        )
-        A, B = found
+        A, B = factors(change, rank)
         assert A.shape == (8, rank) and B.shape == (rank, 6), (
             f"for rank {rank} and a change of 8 x 6, A should be (8, {rank}) and B "
             f"({rank}, 6), not {tuple(A.shape)} and {tuple(B.shape)}"
         )
-        error = (change - A @ B).square().sum()
+        error = (change - A.double() @ B.double()).square().sum()
         least = S[rank:].square().sum()
-        assert error < least + 1e-6, (
+        assert error < least + 1e-5, (
             f"at rank {rank} the squared differences sum to {error:.3f}, where "
-            f"{least:.3f} is possible. Keep the first pieces, and count each singular "
+            f"{least:.3f} is possible; keep the first pieces, and count each singular "
             "value once"
         )
-    assert torch.equal(change, kept), "the matrix that was passed in was changed"
     print("Right: no product of that rank comes closer.")
 
 
+@checked("E.5", wants="one number")
 def gpt3_lora_parameters(count: Callable[[int], int]) -> None:
-    """Exercise 5: the trainable parameters of table 4 in LoRA's paper."""
-    found = count(1)
-    _require_number(found, "gpt3_lora_parameters")
+    """The trainable parameters of table 4 in LoRA's paper."""
+    found = number(count(1))
     hint = "each of the two matrices per block has an A and a B of r times 12,288"
     if found * 2 == 96 * 2 * 2 * 12_288:
         hint = "half of it: both A and B count, and both queries and values"
     elif found > 1e9:
         hint = "that is as many as in the matrices themselves"
     assert found == 4_718_592, f"at rank 1 it is 4,718,592, not {found:,}; {hint}"
-    assert count(8) == 37_748_736, f"at rank 8 it is 37,748,736, not {count(8):,}"
+    found = number(count(8))
+    assert found == 37_748_736, f"at rank 8 it is 37,748,736, not {found:,}"
     print("Right: 4.7 and 37.7 million, as table 4 says.")
+
+
+def noisy_change() -> torch.Tensor:
+    """A change (12, 8) that is made of three products of vectors, and of noise."""
+    generator = torch.Generator().manual_seed(6)
+    U, _ = torch.linalg.qr(torch.randn(12, 8, generator=generator))
+    V, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
+    return U * torch.tensor([3.0, 2.5, 2.0, 0.2, 0.2, 0.2, 0.1, 0.1]) @ V.T
+
+
+@checked("E.6", wants="one number")
+def trained_error(train: Callable, predicted: Callable) -> None:
+    """As near to the best product as training gets; any whole number may be guessed."""
+    change = noisy_change()
+    predicted.wants = "a whole number"
+    guess = number(predicted())
+    assert guess in range(1, 9), f"predict a rank from 1 to 8, not {guess}"
+    S = torch.linalg.svdvals(change)
+    lines = ["rank  trained  least possible"]
+    for rank in (1, 2, 3, 4):
+        found, least = number(train(change, rank)), S[rank:].square().sum().item()
+        assert found > 0.99 * least, (
+            f"at rank {rank} no product comes closer than {least:.3f}, but you find "
+            f"{found:.3f}; has A too many columns, or is that no sum of squares?"
+        )
+        assert found < 1.05 * least + 0.05, (
+            f"at rank {rank} {least:.3f} is possible, and your training ends at "
+            f"{found:.3f}; are both A and B trained, in every step, and long enough?"
+        )
+        lines.append(f"{rank:4}  {found:7.1f}  {least:14.1f}")
+    print(*lines, sep="\n")
+    print(f"Right: above rank 3 there is only noise to learn; you predicted {guess}.")

@@ -202,6 +202,7 @@ def cheapest_first(order: Callable, predicted: Callable) -> None:
     assert found == wanted, (
         f"{texts} have {n_tokens} tokens, so the order is {wanted}, not {found}"
     )
+    predicted.wants = "the five names in a list"
     texts = variants(load_text("short-story")[:2000])
     guess, found = list(predicted()), order(texts, tokenizer)
     assert sorted(guess) == sorted(texts), (
@@ -309,12 +310,17 @@ def longest_match(encode: Callable, predicted: Callable) -> None:
         encode.hint = why
         found = list(encode(word, tokens))
         assert found == wanted, f"{word} with {some} is {wanted}, not {found}; {why}"
-    guess = one_of(predicted(), ["more", "fewer", "as many"])
-    merges = small_merges(750)
-    tokens = set(token_bytes(BYTES, merges).values())
-    words = [word.encode() for word in count_words([load_text("short-story")])]
-    by_merges = sum(len(merge_by_rank(list(word), merges)) for word in words)
-    by_length = sum(len(list(encode(word, tokens))) for word in words)
+    predicted.wants = "a word"
+    guess = one_of(predicted(), ["more", "fewer", "about as many"])
+    merges = small_merges(300)
+    vocab = token_bytes(BYTES, merges)
+    tokens, words = set(vocab.values()), count_words([load_text("short-story")])
+    pairs = []  # each word of the story, cut by both
+    for word in map(str.encode, words):
+        merged = [vocab[i] for i in merge_by_rank(list(word), merges)]
+        pairs.append((merged, list(encode(word, tokens))))
+    by_merges, by_length = (sum(map(len, cuts)) for cuts in zip(*pairs, strict=True))
     print(f"the longest match: {by_length:,} tokens for {len(words):,} words")
     print(f"the merges:        {by_merges:,} tokens; you predicted {guess!r} above")
+    print(f"cut in another way: {sum(a != b for a, b in pairs)} words")
     print("Right: each token is the longest that fits.")

@@ -1,13 +1,22 @@
 """Checks for the exercises of chapter 4: each says what is wrong, and hints at why."""
 
+import copy
 from collections.abc import Callable
+from itertools import product
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from shared.ch04 import GPT2_CONFIGS, GPT_CONFIG_124M, GPTModel
-from shared.exercises import require_answer
+from shared.ch04 import GPT2_CONFIGS, GPTModel
+from shared.exercises import (
+    Leaky,
+    checked,
+    close,
+    finds_leaks,
+    number,
+    one_of,
+    tensor,
+)
 
 TINY = {
     "vocab_size": 50,
@@ -34,142 +43,87 @@ def _tiny_model(**changes: object) -> GPTModel:
     return model
 
 
+@checked("4.1", wants="a tensor of the same shape as x")
 def rms_norm(norm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-    """Exercise 1: the same as `F.rms_norm`, on vectors of any scale."""
+    """The same as `F.rms_norm`, on vectors of any scale and with any axes before."""
     generator = torch.Generator().manual_seed(1)
     x = 3 + 5 * torch.randn(2, 4, 8, generator=generator)
     scale = torch.rand(8, generator=generator) + 0.5
-    try:
-        found = norm(x.clone(), scale)
-    except RuntimeError as error:
-        raise AssertionError(
-            f"torch says: {error}. A mean that lost its axis does not fit to x any "
-            "more; keepdim=True keeps the axis that a mean is taken over"
-        ) from error
-    require_answer(found, "rms_norm")
-    assert found.shape == x.shape, (
-        f"the shape {tuple(x.shape)} became {tuple(found.shape)}; keepdim=True keeps "
-        "the axis that a mean is taken over"
+    norm.hint = (
+        "a mean that lost its axis does not fit to x any more; keepdim=True keeps the "
+        "axis that a mean is taken over"
     )
-    assert not torch.allclose(found, scale * F.layer_norm(x, (8,)), atol=1e-3), (
+    found = tensor(norm(x, scale), 2, 4, 8)
+    assert not close(found, scale * F.layer_norm(x, (8,)), atol=1e-3), (
         "that is layer normalisation; RMSNorm does not subtract the mean"
     )
-    assert not torch.allclose(found, F.rms_norm(x, (8,), eps=1e-5), atol=1e-4), (
+    assert not close(found, F.rms_norm(x, (8,), eps=1e-5), atol=1e-4), (
         "every channel still has to be multiplied by its `scale`"
     )
     wanted = F.rms_norm(x, (8,), scale, eps=1e-5)
-    assert torch.allclose(found, wanted, atol=1e-4), (
+    assert close(found, wanted, atol=1e-4), (
         f"the first vector should begin with {_rounded(wanted[0, 0, :4])}, not "
         f"{_rounded(found[0, 0, :4])}; divide by the root of the mean (not the "
         "sum) of the squares of its C numbers, over the last axis"
     )
-    zeros = norm(torch.zeros(1, 8), scale)
+    one = x[0, 0]
+    assert close(tensor(norm(one, scale), 8), wanted[0, 0], atol=1e-4), (
+        "right for (2, 4, 8), but not for a single vector (8,): mean over dim=-1"
+    )
+    zeros = tensor(norm(torch.zeros(1, 8), scale), 1, 8)
     assert not zeros.isnan().any(), (
         "a vector of zeros gives nan: add eps below the root"
     )
-    tiny = norm(1e-3 * x, scale)
-    assert torch.allclose(tiny, F.rms_norm(1e-3 * x, (8,), scale, 1e-5), atol=1e-3), (
+    tiny = tensor(norm(1e-3 * x, scale), 2, 4, 8)
+    assert close(tiny, F.rms_norm(1e-3 * x, (8,), scale, 1e-5), atol=1e-3), (
         "vectors a thousand times smaller come out wrong: eps belongs to the mean "
         "square, before the root is taken"
     )
     print("Right: equal to F.rms_norm.")
 
 
+@checked("4.2", wants="a tensor of the same shape as z")
 def gelu_slope(slope: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Exercise 2: the derivative of the exact GELU, as autograd finds it."""
+    """The derivative of the exact GELU, as autograd finds it."""
     z = torch.linspace(-5, 5, 101, dtype=torch.float64, requires_grad=True)
     (wanted,) = torch.autograd.grad(F.gelu(z).sum(), z)
     z = z.detach()
-    found = slope(z)
-    require_answer(found, "gelu_slope")
+    found = tensor(slope(z), 101)
     density = torch.exp(-(z**2) / 2)
     cumulative = (1 + torch.erf(z / 2**0.5)) / 2
-    assert not torch.allclose(found, cumulative, atol=1e-6), (
+    assert not close(found, cumulative), (
         "that is the first half of the product rule; z also stands inside Phi"
     )
-    assert not torch.allclose(found, cumulative + z * density, atol=1e-6), (
+    assert not close(found, cumulative + z * density), (
         "the normal density has a factor 1 / sqrt(2 pi) before the exponential"
     )
     worst = (found - wanted).abs().argmax()
-    assert torch.allclose(found, wanted, atol=1e-6), (
+    assert close(found, wanted), (
         f"at z = {z[worst]:.1f} autograd finds {wanted[worst]:.4f}, you "
         f"{found[worst]:.4f}; the derivative of Phi is the normal density"
     )
     print("Right: equal to autograd's on 101 points.")
 
 
-class _Leaky(nn.Module):
-    """A causal model, plus a chosen path from later tokens to earlier logits."""
-
-    def __init__(self, leak: Callable[[torch.Tensor], torch.Tensor]):
-        super().__init__()
-        self.model, self.leak = _tiny_model(), leak
-
-    def forward(self, in_idx: torch.Tensor) -> torch.Tensor:
-        vectors = self.model.tok_emb(in_idx)
-        return self.model(in_idx) + self.model.out_head(self.leak(vectors))
-
-
-def _from_next(vectors: torch.Tensor) -> torch.Tensor:
-    return F.pad(vectors[:, 1:], (0, 0, 0, 1))
-
-
-def _from_last_to_first(vectors: torch.Tensor) -> torch.Tensor:
-    leak = torch.zeros_like(vectors)
-    leak[:, 0] = vectors[:, -1]
-    return leak
-
-
-def _from_fourth_to_third(vectors: torch.Tensor) -> torch.Tensor:
-    leak = torch.zeros_like(vectors)
-    if vectors.shape[1] > 3:  # a beginning of the text may be read alone
-        leak[:, 2] = vectors[:, 3]
-    return leak
-
-
-def _verdict(detect: Callable[..., bool], model: nn.Module) -> bool:
-    """What the detector says of a model, if it says it properly."""
+@checked("4.3", wants="one True or False", keeps=True)
+def looks_ahead(detect: Callable) -> None:
+    """An honest model passes, and each kind of leak is found."""
     ids = torch.arange(10).unsqueeze(0)
-    found = detect(model, ids, 50)
-    assert ids.tolist() == [list(range(10))], (
-        "looks_ahead changed the ids that it was given, and with them every later "
-        "comparison; work on a clone()"
-    )
-    require_answer(found, "looks_ahead")
-    assert not isinstance(found, torch.Tensor) or found.numel() == 1, (
-        f"looks_ahead returned a tensor of shape {tuple(found.shape)}; return one True "
-        "or False, for instance with .any()"
-    )
-    return bool(found)
+    detect.hint = "the model maps ids (B, T) to logits (B, T, V)"
+
+    def model(leak):
+        honest = _tiny_model()
+        if leak is None:
+            return honest
+        return Leaky(honest, leak, enter=honest.tok_emb, leave=honest.out_head)
+
+    found = finds_leaks(lambda tried: detect(tried, ids, 50), model)
+    print(f"Right: {found} leaks found, and nobody accused without reason.")
 
 
-def looks_ahead(detect: Callable[[nn.Module, torch.Tensor, int], bool]) -> None:
-    """Exercise 3: an honest model passes, and each of four leaks is found."""
-    honest = _verdict(detect, _tiny_model())
-    assert not honest, (
-        "a GPTModel was accused; a change of token t may move the logits of token t "
-        "and of those after it, only those before must stay. Differences of 1e-6 are "
-        "rounding: compare with torch.allclose"
-    )
-    leaks = {
-        "every token sees the mean of the whole text": lambda v: v.mean(
-            dim=1, keepdim=True
-        ).expand_as(v),
-        "every token sees the next one": _from_next,
-        "the first token sees the last one": _from_last_to_first,
-        "the third token sees the fourth": _from_fourth_to_third,
-    }
-    for name, leak in leaks.items():
-        assert _verdict(detect, _Leaky(leak)), (
-            f"a model in which {name} was not found out; change each token in turn, "
-            "and compare the logits of all tokens before it"
-        )
-    print("Right: four leaks found, and nobody accused without reason.")
-
-
+@checked("4.4", wants="one whole number")
 def cache_bytes(count: Callable[[dict, int, int], int]) -> None:
-    """Exercise 4: the bytes that real caches hold, and those of GPT-2 XL."""
-    require_answer(count(TINY, 16, 1), "cache_bytes")
+    """The bytes that real caches hold, and those of GPT-2 XL."""
     for changes, tokens, batch in (
         ({}, 16, 1),
         ({}, 7, 1),
@@ -185,7 +139,7 @@ def cache_bytes(count: Callable[[dict, int, int], int]) -> None:
             for layer in cache
             for kept in (layer.keys, layer.values)
         )
-        found = count(model.cfg, tokens, batch)
+        found = number(count(dict(model.cfg), tokens, batch))
         hint = {
             batch: "each text of the batch has its own keys and values",
             model.cfg["n_layers"]: "each block has a cache of its own",
@@ -199,7 +153,7 @@ def cache_bytes(count: Callable[[dict, int, int], int]) -> None:
             f"{tokens} tokens, batch {batch}, {model.cfg}: the cache takes {wanted:,} "
             f"bytes, you say {found:,}; {remedy}"
         )
-    largest = count(GPT2_CONFIGS["1558M"], 1024, 1)
+    largest = number(count(dict(GPT2_CONFIGS["1558M"]), 1024, 1))
     assert largest == 629_145_600, (
         f"GPT-2 XL's takes 629,145,600 bytes, not {largest:,}"
     )
@@ -218,9 +172,10 @@ def _half_window_reference(
     return idx
 
 
+@checked("4.5", wants="a tensor (B, T + max_new_tokens) of ids")
 @torch.no_grad()
 def generate_half_window(generate: Callable[..., torch.Tensor]) -> None:
-    """Exercise 5: the ids of a slow reference, with a fraction of the reading."""
+    """The ids of a slow reference, with a fraction of the reading."""
     model = _tiny_model()
     generator = torch.Generator().manual_seed(5)
     for size, length, batch, new in ((16, 3, 1, 12), (16, 5, 2, 60), (9, 9, 1, 40)):
@@ -234,11 +189,7 @@ def generate_half_window(generate: Callable[..., torch.Tensor]) -> None:
             found = generate(model, prompt, new, size)
         finally:
             hook.remove()
-        require_answer(found, "generate_half_window")
-        assert found.shape == wanted.shape, (
-            f"a prompt of {length} and {new} new tokens make {tuple(wanted.shape)}, "
-            f"not {tuple(found.shape)}"
-        )
+        found = tensor(found, *wanted.shape)
         different = (found != wanted).any(dim=0).nonzero()
         assert len(different) == 0, (
             f"window of {size}, prompt of {length}: token {int(different[0])} differs; "
@@ -253,34 +204,111 @@ def generate_half_window(generate: Callable[..., torch.Tensor]) -> None:
     print("Right: the reference's ids, and each token read about twice at most.")
 
 
-def parameter_count(count: Callable[[dict], int]) -> None:
-    """Exercise 6: every variant of every size, and GPT-2 XL's known number."""
-    require_answer(count(GPT_CONFIG_124M), "count_parameters")
-    sizes = {
-        "tiny": TINY,
-        "wide": {**TINY, "emb_dim": 48, "n_heads": 3},
-        **GPT2_CONFIGS,
-    }
-    for name, size in sizes.items():
-        for bias in (False, True):
-            for tied in (False, True):
-                cfg = {**size, "qkv_bias": bias, "tie_weights": tied}
-                with torch.device("meta"):
-                    model = GPTModel(cfg)
-                wanted = sum(p.numel() for p in model.parameters())
-                found = count(cfg)
-                assert found == wanted, (
-                    f"{name}, qkv_bias {bias}, tie_weights {tied}: {wanted:,} are "
-                    f"counted, you say {found:,}, a difference of {found - wanted:,}. "
-                    f"For comparison: C = {cfg['emb_dim']}, V C = "
-                    f"{cfg['vocab_size'] * cfg['emb_dim']:,}, n C = "
-                    f"{cfg['n_layers'] * cfg['emb_dim']:,}"
-                )
+PUBLISHED = {  # parameters of OpenAI's models
+    "124M": 124_439_808,
+    "355M": 354_823_168,
+    "774M": 774_030_080,
+    "1558M": 1_557_611_200,
+}
+
+
+@checked("4.6", wants="one whole number")
+def count_parameters(count: Callable[[dict], int]) -> None:
+    """Every variant of every size, and GPT-2 XL's known number."""
+    sizes = {"tiny": TINY, "wide": {**TINY, "emb_dim": 48, "n_heads": 3}}
+    for (name, size), bias, tied in product(
+        sizes.items(), (False, True), (False, True)
+    ):
+        cfg = {**size, "qkv_bias": bias, "tie_weights": tied}
+        wanted = sum(p.numel() for p in GPTModel(cfg).parameters())
+        found = number(count(dict(cfg)))
+        assert found == wanted, (
+            f"{name}, qkv_bias {bias}, tie_weights {tied}: {wanted:,} are counted, you "
+            f"say {found:,}, a difference of {found - wanted:,}; for comparison: C = "
+            f"{cfg['emb_dim']}, V C = {cfg['vocab_size'] * cfg['emb_dim']:,}, n C = "
+            f"{cfg['n_layers'] * cfg['emb_dim']:,}"
+        )
+    for name, wanted in PUBLISHED.items():
+        found = number(count(dict(GPT2_CONFIGS[name])))
+        assert found == wanted, f"GPT-2 {name} has {wanted:,}, you say {found:,}"
     book = {**GPT2_CONFIGS["1558M"], "qkv_bias": False}
     del book["tie_weights"]
-    found = count(book)
+    count.hint = "a config without the key tie_weights is that of an untied model"
+    found = number(count(book))
     assert found == 1_637_792_000, (
         f"without the key tie_weights the head is not tied; then GPT-2 XL has "
         f"1,637,792,000 parameters, not {found:,}"
     )
     print(f"Right: {found:,} parameters in GPT-2 XL, and all other variants too.")
+
+
+def swap_neurons(model: GPTModel) -> None:
+    """Neurons 3 and 7 of the first feed-forward network change places."""
+    first, _, second = model.trf_blocks[0].ff.layers
+    order = list(range(first.weight.shape[0]))
+    order[3], order[7] = 7, 3
+    first.weight.data, first.bias.data = first.weight[order], first.bias[order]
+    second.weight.data = second.weight[:, order]
+
+
+def swap_heads(model: GPTModel) -> None:
+    """Heads 0 and 1 of the first attention change places, also in its output."""
+    att, D = model.trf_blocks[0].att, model.cfg["emb_dim"] // model.cfg["n_heads"]
+    order = [*range(D, 2 * D), *range(D), *range(2 * D, model.cfg["emb_dim"])]
+    for layer in (att.W_query, att.W_key, att.W_value):
+        layer.weight.data = layer.weight[order]
+    att.out_proj.weight.data = att.out_proj.weight[:, order]
+
+
+def swap_blocks(model: GPTModel) -> None:
+    """The first two blocks change places."""
+    blocks = model.trf_blocks
+    blocks[0], blocks[1] = blocks[1], blocks[0]
+
+
+def swap_queries_and_keys(model: GPTModel) -> None:
+    """What made the queries of the first attention makes its keys, and vice versa."""
+    att = model.trf_blocks[0].att
+    att.W_query, att.W_key = att.W_key, att.W_query
+
+
+SURGERIES = {
+    "two neurons": swap_neurons,
+    "two heads": swap_heads,
+    "two blocks": swap_blocks,
+    "queries and keys": swap_queries_and_keys,
+}
+
+
+@checked("4.7", wants="one number")
+def largest_change(measure: Callable, predicted: Callable) -> None:
+    """The patient must survive, and every logit counts; any prediction will do."""
+    model, generator = _tiny_model(), torch.Generator().manual_seed(7)
+    texts = [torch.randint(50, (2, 6), generator=generator) for _ in range(4)]
+    predicted.wants = '"same" or "other" for each name in SURGERIES, a dictionary'
+    guesses = predicted()
+    if set(guesses) != set(SURGERIES):
+        raise TypeError(f"predictions for {set(guesses)}")
+    for name in SURGERIES:
+        one_of(guesses[name], ["same", "other"])
+    before = copy.deepcopy(model.state_dict())
+    lines = ["what changes places  predicted  largest change of a logit"]
+    for (name, surgery), ids in product(SURGERIES.items(), texts):
+        found = number(measure(model, surgery, ids))
+        kept = all(torch.equal(a, before[n]) for n, a in model.state_dict().items())
+        assert kept, (
+            f"after measuring {name!r} the model itself was changed, so that the next "
+            "measurement would start from it; operate on copy.deepcopy(model)"
+        )
+        patient = copy.deepcopy(model)
+        with torch.no_grad():
+            surgery(patient)
+            wanted = (patient(ids) - model(ids)).abs().max().item()
+        assert abs(found - wanted) < 1e-3, (
+            f"{name!r}: the largest change is {wanted:.3f}, not {found:.3f}; compare "
+            "the logits of all tokens, and take absolute values before the maximum"
+        )
+        if ids is texts[0]:
+            lines.append(f"{name:19}  {guesses[name]:9}  {abs(found):.3f}")
+    print(*lines, sep="\n")
+    print("Right: two of the four make no difference.")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from shared.ch04 import GPTModel
-from shared.exercises import require_answer
+from shared.exercises import checked, close, number, one_of, tensor
 
 TINY = {
     "vocab_size": 40,
@@ -28,31 +28,11 @@ def _pieces(sizes: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(piece[:, :-1], piece[:, 1:]) for piece in ids]
 
 
-def _attempt(answer: Callable, arguments: tuple, name: str, hint: str) -> object:
-    """What the answer returns; a failure inside it becomes a sentence with the hint."""
-    try:
-        found = answer(*arguments)
-    except Exception as error:  # whatever a learner's code may raise
-        raise AssertionError(
-            f"your code raised {type(error).__name__} ({error}); {hint}"
-        ) from None
-    require_answer(found, name)
-    return found
-
-
-def _number(found: object, name: str) -> float:
-    """A number as a float, whatever kind of number or tensor of one it is."""
-    try:
-        return float(found)
-    except (TypeError, ValueError, RuntimeError):
-        raise AssertionError(f"{name} must return one number, not {found!r}") from None
-
-
+@checked("5.1", wants="one number")
 def bits_per_byte(answer: Callable[[float, int, int], float]) -> None:
-    """Exercise 5.1: nats per token to bits per byte."""
-    name, hint = "bits_per_byte", "all three arguments are plain numbers"
-    arguments = (math.log(256), 100, 100)
-    found = _number(_attempt(answer, arguments, name, hint), name)
+    """Nats per token to bits per byte."""
+    answer.hint = "all three arguments are plain numbers"
+    found = number(answer(math.log(256), 100, 100))
     assert not math.isclose(found, math.log(256), rel_tol=1e-5), (
         "an even guess among 256 bytes gives 5.545, which still is nats: divide by ln 2"
     )
@@ -60,7 +40,7 @@ def bits_per_byte(answer: Callable[[float, int, int], float]) -> None:
         "an even guess among the 256 bytes, one token per byte, must cost 8 bits per "
         f"byte, not {found}"
     )
-    found = _number(_attempt(answer, (3.0, 250, 1000), name, hint), name)
+    found = number(answer(3.0, 250, 1000))
     assert not math.isclose(found, 3.0 * 4 / math.log(2), rel_tol=1e-5), (
         "that grows with the length of a token: multiply by the tokens, divide by the "
         "bytes"
@@ -72,14 +52,15 @@ def bits_per_byte(answer: Callable[[float, int, int], float]) -> None:
     print("Right: now models with different tokenizers can be compared.")
 
 
+@checked("5.2", wants="one number")
 def unigram_loss(answer: Callable[[list[int], list[int], int], float]) -> None:
-    """Exercise 5.2: the loss of add-one frequencies."""
-    train, val, name = [0, 0, 0, 1, 1, 2], [0, 1, 3], "unigram_loss"
-    hint = (
+    """The loss of add-one frequencies."""
+    train, val = [0, 0, 0, 1, 1, 2], [0, 1, 3]
+    answer.hint = (
         "if that is the logarithm of 0: a token that training never saw needs a "
         "probability above 0, so add 1 to each count"
     )
-    found = _number(_attempt(answer, (train, val, 4), name, hint), name)
+    found = number(answer(train, val, 4))
     wanted = -(math.log(0.4) + math.log(0.3) + math.log(0.1)) / 3
     assert math.isfinite(found), (
         "the loss is infinite: a token that training never saw needs a probability "
@@ -95,31 +76,26 @@ def unigram_loss(answer: Callable[[list[int], list[int], int], float]) -> None:
         f"trained on {train} with V = 4, the tokens 0, 1 and 3 have the probabilities "
         f"4/10, 3/10 and 1/10; so {val} costs {wanted:.4f} per token, not {found:.4f}"
     )
-    hint = (
+    answer.hint = (
         "that was an empty training text, with V = 50: each token counts once then, so "
         "the loss is ln V; a tensor of no ids needs dtype=torch.long"
     )
-    found = _number(_attempt(answer, ([], [5], 50), name, hint), name)
+    found = number(answer([], [5], 50))
     assert math.isclose(found, math.log(50), rel_tol=1e-5), (
         f"without any training text the loss must be ln V = 3.9120, not {found:.4f}"
     )
     print("Right: a network has to do better than that to have learned from context.")
 
 
+@checked("5.3", wants="a tensor (B, V) of probabilities", keeps=True)
 def keep_min_p(answer: Callable[[torch.Tensor, float], torch.Tensor]) -> None:
-    """Exercise 5.3: keep what has a share of the largest probability."""
+    """Keep what has a share of the largest probability."""
     rows = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.12, 0.18, 0.3, 0.4]])
-    before = rows.clone()
-    hint = (
+    answer.hint = (
         "if shapes do not match: the maximum and the sum of a row must stay columns, "
         "(B, 1), which is what keepdim=True does"
     )
-    found = _attempt(answer, (rows, 0.4), "keep_min_p", hint)
-    assert torch.equal(rows, before), "the probabilities given were changed in place"
-    assert isinstance(found, torch.Tensor), (
-        f"return a tensor of probabilities, not {type(found).__name__}"
-    )
-    assert found.shape == rows.shape, f"the shape became {tuple(found.shape)}"
+    found = tensor(answer(rows, 0.4), 2, 4)
     wanted = torch.tensor([[0.625, 0.375, 0.0, 0.0], [0.0, 9 / 44, 15 / 44, 20 / 44]])
     kept, wanted_kept = (found > 0).tolist(), (wanted > 0).tolist()
     assert kept[0] == wanted_kept[0], (
@@ -127,22 +103,26 @@ def keep_min_p(answer: Callable[[torch.Tensor, float], torch.Tensor]) -> None:
         f"you kept {kept[0]}"
     )
     assert kept[1] == wanted_kept[1], (
-        f"of {rows[1].tolist()} keep what is at least 0.4 * 0.4 = 0.16; you kept "
+        "of [0.12, 0.18, 0.3, 0.4] keep what is at least 0.4 * 0.4 = 0.16; you kept "
         f"{kept[1]}: each row has a largest probability of its own"
     )
-    assert torch.allclose(found.sum(-1), torch.ones(2)), (
+    assert close(found.sum(-1), torch.ones(2)), (
         f"the rows sum to {found.sum(-1).tolist()}: divide by the sum of what is kept"
     )
-    assert torch.allclose(found, wanted), f"wanted {wanted.tolist()}"
-    third = torch.tensor([[0.5, 0.25, 0.25]])
-    edge = _attempt(answer, (third, 0.5), "keep_min_p", hint)
+    assert close(found, wanted), f"wanted {wanted.tolist()}"
+    edge = tensor(answer(torch.tensor([[0.5, 0.25, 0.25]]), 0.5), 1, 3)
     assert (edge > 0).all(), "a token with exactly the share p is kept"
-    assert torch.allclose(answer(rows, 1e-9), rows), "a tiny p must keep all"
+    assert close(tensor(answer(rows, 1e-9), 2, 4), rows), "a tiny p must keep all"
+    one = tensor(answer(rows, 1.0), 2, 4)
+    assert close(one, (rows == rows.amax(1, keepdim=True)).float()), (
+        "with p = 1 only the likeliest token is left"
+    )
     print("Right: sure or unsure, the tail is cut where it is thin against the top.")
 
 
+@checked("5.4", wants=None)
 def accumulate_gradients(answer: Callable[[GPTModel, list], None]) -> None:
-    """Exercise 5.4: the gradient of the mean over all tokens of all pieces."""
+    """The gradient of the mean over all tokens of all pieces."""
     torch.manual_seed(1)
     model = GPTModel(TINY)
     pieces = _pieces((3, 1, 2))
@@ -156,10 +136,8 @@ def accumulate_gradients(answer: Callable[[GPTModel, list], None]) -> None:
     watch = model.register_forward_pre_hook(
         lambda module, inputs: at_once.append(len(inputs[0]))
     )
-    try:
-        answer(model, pieces)
-    finally:
-        watch.remove()
+    answer(model, pieces)
+    watch.remove()
     assert max(at_once, default=0) <= largest, (
         f"the model got {max(at_once)} windows at once, and the largest piece has "
         f"{largest}: that batch would not fit into memory; send the pieces one by one"
@@ -173,7 +151,7 @@ def accumulate_gradients(answer: Callable[[GPTModel, list], None]) -> None:
     inputs, targets = pieces[-1]
     whole.zero_grad()
     F.cross_entropy(whole(inputs).flatten(0, 1), targets.flatten()).backward()
-    assert not torch.allclose(found, whole.tok_emb.weight.grad, atol=1e-6), (
+    assert not close(found, whole.tok_emb.weight.grad, atol=1e-6), (
         "this is the gradient of the last piece alone: forget the old gradients once, "
         "before the first piece"
     )
@@ -182,23 +160,24 @@ def accumulate_gradients(answer: Callable[[GPTModel, list], None]) -> None:
         "the gradient is 48 times too large, and there are 48 tokens: divide by the "
         "number of all tokens"
     )
-    assert not torch.allclose(found, 3 * wanted, atol=1e-5) and ratio < 2, (
+    assert not close(found, 3 * wanted) and ratio < 2, (
         f"the gradient is {ratio:.1f} times too large: a sum of means is not the mean; "
         "scale each piece's loss before `backward`"
     )
-    assert torch.allclose(found, wanted, atol=1e-6), (
+    assert close(found, wanted, atol=1e-6), (
         "close, but a piece of three windows must weigh three times as much as one of "
         "one: scale each loss by its share of the tokens"
     )
     answer(model, pieces)
-    assert torch.allclose(model.tok_emb.weight.grad, wanted, atol=1e-6), (
+    assert close(model.tok_emb.weight.grad, wanted, atol=1e-6), (
         "called a second time, the result differs: the old gradients must go first"
     )
     print("Right: three small passes left the gradient of one large batch.")
 
 
+@checked("5.5", wants="two indices, the best look and the last one")
 def early_stopping(answer: Callable[[list[float], int], tuple[int, int]]) -> None:
-    """Exercise 5.5: the best look, and the look at which one stops."""
+    """The best look, and the look at which one stops."""
     cases = [
         ([5.0, 4.0, 4.5, 4.6, 3.0], 2, (1, 3), "it never gets to see the 3.0"),
         ([5.0, 4.0, 4.5, 3.9, 4.0], 2, (3, 4), "the 3.9 came in time"),
@@ -208,14 +187,14 @@ def early_stopping(answer: Callable[[list[float], int], tuple[int, int]]) -> Non
         ([7.0], 5, (0, 0), "there is only one look"),
     ]
     for losses, patience, wanted, why in cases:
-        found = answer(list(losses), patience)
-        require_answer(found, "early_stopping")
-        assert isinstance(found, tuple | list), (
-            f"return two indices, the best look and the last one, not {found!r}"
+        best, last = answer(losses, patience)
+        found = number(best), number(last)
+        assert found == wanted or found != wanted[::-1], (
+            "first the best look, then the last one"
         )
-        assert tuple(found) == wanted, (
+        assert found == wanted, (
             f"losses {losses}, patience {patience}: wanted best and last look {wanted} "
-            f"({why}), found {tuple(found)}"
+            f"({why}), found {found}"
         )
     print("Right: all six runs stop where they should.")
 
@@ -242,16 +221,15 @@ def _losses_token_by_token(
     return torch.cat(parts)
 
 
+@checked("5.6", wants="one number", keeps=True)
 @torch.no_grad()
 def sliding_loss(answer: Callable[[torch.Tensor, GPTModel, int], float]) -> None:
-    """Exercise 5.6: each token once, in the first window that has it as a target."""
+    """Each token once, in the first window that has it as a target."""
     T = TINY["context_length"]
     for n, stride in ((6, 8), (17, 8), (22, 8), (22, 3), (30, 1)):
         ids, model = _text_and_model(n)
-        before = ids.clone()
-        found = answer(ids, model, stride)
-        require_answer(found, "sliding_loss")
-        assert torch.equal(ids, before), "the ids were changed: `clone` the targets"
+        answer.hint = f"that was a text of {n} tokens, {T} at once, and stride {stride}"
+        found = number(answer(ids, model, stride))
         windows, first_loss = [(0, min(T + 1, n))], {}
         while windows[-1][1] < n:
             begin = windows[-1][0] + stride
@@ -284,10 +262,11 @@ def sliding_loss(answer: Callable[[torch.Tensor, GPTModel, int], float]) -> None
     print("Right: every token is guessed once, and from as much as possible.")
 
 
+@checked("5.7", wants=None)
 def adamw_step(answer: Callable[..., None]) -> None:
-    """Exercise 5.7: twenty steps, equal to those of `torch.optim.AdamW`."""
+    """Twenty steps, equal to those of `torch.optim.AdamW`."""
     torch.manual_seed(2)
-    ours = GPTModel(TINY)
+    ours = GPTModel(TINY).double()  # so that only formulas can differ
     theirs = copy.deepcopy(ours)
     settings = {"lr": 2e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
     oracle = torch.optim.AdamW(theirs.parameters(), **settings)
@@ -315,3 +294,52 @@ def adamw_step(answer: Callable[..., None]) -> None:
             f"{hint}"
         )
     print("Right: twenty steps, and no weight differs by more than a millionth.")
+
+
+STEPS = 40
+
+
+@checked("5.8", wants="two losses, of training and of validation")
+def learn_noise(train: Callable, predicted: Callable) -> None:
+    """The losses that AdamW reaches; any prediction will do."""
+    pairs = _pieces((4, 16))
+    predicted.wants = "two words, for training and for validation"
+    guess = predicted()
+    guess = dict(zip(("training", "validation"), guess, strict=True))
+    for loss in guess.values():
+        one_of(loss, ["below", "near", "above"])
+    torch.manual_seed(4)
+    model = GPTModel(TINY)
+    oracle = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(oracle.parameters(), lr=1e-2)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        _loss(oracle, *pairs[0]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        start = [_loss(model, *pair).item() for pair in pairs]
+        wanted = [_loss(oracle, *pair).item() for pair in pairs]
+    one, other = map(number, train(model, *pairs, STEPS, 1e-2))
+    assert abs(one - start[0]) > 0.1, (
+        f"the training loss is still {one:.2f}, as before the training: does each step "
+        "compute a loss, call backward and then step?"
+    )
+    assert abs(one - wanted[0]) > 0.1 or abs(other - start[1]) > 0.02, (
+        f"the validation loss {other:.2f} is that before training; compute it after it"
+    )
+    assert not abs(one - wanted[1]) < 0.02, "first the training loss, then the other"
+    lines = []
+    for name, found, true in zip(guess, (one, other), wanted, strict=True):
+        assert abs(found - true) < 0.1, (
+            f"after {STEPS} steps of AdamW at 1e-2 the {name} loss is {true:.2f}, not "
+            f"{found:.2f}; forget old gradients in each step, train on the first pair "
+            "alone, and compute both losses at the end"
+        )
+        side = "below" if found < math.log(40) else "above"
+        lines.append(f"{name:10} loss: {side} ln V; predicted: {guess[name]}")
+    print(*lines, sep="\n")
+    print(f"Right: and ln V = {math.log(40):.2f} is the best possible on a new text.")
+
+
+def _loss(model: GPTModel, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())

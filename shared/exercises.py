@@ -5,6 +5,7 @@ import inspect
 import linecache
 import math
 import numbers
+import re
 import reprlib
 from collections.abc import Callable
 from itertools import islice
@@ -39,20 +40,23 @@ def checked(exercise: str, wants: str | None, keeps: bool = False) -> Callable:
 
     def decorate(check: Callable) -> Callable:
         @functools.wraps(check)
-        def run(*functions, tokenizer=None) -> None:
-            answers = [Answer(function, wants, keeps) for function in functions]
-            more = {} if tokenizer is None else {"tokenizer": tokenizer}
+        def run(*functions) -> None:
+            answers: list[Answer] = []
             reason = None
             try:
-                return check(*answers, **more)
+                answers += [Answer(each, wants, keeps) for each in functions]
+                return check(*answers)
             except AssertionError as wrong:
                 sentence, reason = str(wrong), getattr(wrong, "error", None)
             except Exception as error:  # the check cannot work with what it was given
                 last = max(answers, key=lambda answer: answer.calls)
                 found = SHORT.repr(last.found)
-                sentence = f"{last.name} should return {wants}, but returned {found}"
-                if wants is None:
+                sentence = (
+                    f"{last.name} should return {last.wants}, but returned {found}"
+                )
+                if last.wants is None:
                     sentence = f"after {last.name} the check meets {_told(error)}"
+            sentence = re.sub(r"\s*\n\s*", " ", sentence)  # of a tensor, for instance
             raise NotYet(f"Exercise {exercise}: {sentence}", reason)
 
         return run
@@ -64,7 +68,7 @@ class Answer:
     """A solver's function, of which every failure is an AssertionError with a reason.
 
     It gets copies of tensors and lists, so that it cannot spoil the check. A check sets
-    `hint` to what it suspects if the next calls fail.
+    `hint` to what it suspects if the next calls fail, and `wants` where answers differ.
     """
 
     hint = ""
@@ -279,7 +283,3 @@ def finds_leaks(detect: Callable[[nn.Module], object], leaky: Callable) -> int:
             "outputs before it"
         )
     return len(LEAKS)
-
-
-def require_answer(result: object, name: str) -> None:  # until all checks are `checked`
-    assert result is not None and result is not ..., f"{name} is still unanswered"

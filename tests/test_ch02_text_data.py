@@ -4,23 +4,19 @@ import ast
 import hashlib
 import inspect
 import os
-import re
 from pathlib import Path
 
 import pytest
 import tiktoken
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ch02_text_data import exercise_checks as checks
 from ch02_text_data import guards
 from shared import data
 from shared.ch02 import (
     END_OF_TEXT,
     END_OF_TEXT_ID,
-    SPLIT_PATTERN,
     UNKNOWN,
     GPTDatasetV1,
     SimpleTokenizerV1,
@@ -417,170 +413,6 @@ def test_last_batch():
     windows_in_all = sum(batch.shape[1] for batch in whole)
     assert windows_in_all % 7 != 0, "choose another batch_size for this test"
     assert len(batches(epochs=1, batch_size=7)) == len(whole) - 1
-
-
-# The checks of the exercises
-
-
-def merge_overlapping(ids, new_id):
-    """Exercise 6 with its commonest mistake: the second of a pair is used again."""
-    if len(ids) < 2:
-        return ids
-    pairs = list(zip(ids, ids[1:], strict=False))
-    pair = max(pairs, key=pairs.count)
-    return [new_id if p == pair else p[0] for p in pairs] + ids[-1:]
-
-
-def merge_with(ids, pair, new_id):
-    """All of `pair`, from left to right, replaced; right for exercise 6."""
-    merged = []
-    for token_id in ids:
-        merged.append(token_id)
-        if tuple(merged[-2:]) == pair:
-            merged[-2:] = [new_id]
-    return merged
-
-
-def merge_by_sorting(ids, new_id):
-    """Exercise 6 in another style: sorted pairs, so that max finds the smallest."""
-    pairs = sorted(zip(ids, ids[1:], strict=False))
-    return merge_with(ids, max(pairs, key=pairs.count, default=None), new_id)
-
-
-def merge_first(ids, new_id):
-    """Exercise 6 with another rule for ties: the pair that comes first in the text."""
-    pairs = list(zip(ids, ids[1:], strict=False))
-    return merge_with(ids, max(pairs, key=pairs.count, default=None), new_id)
-
-
-def merge_by_right_id(ids, new_id):
-    """Exercise 6 with another rule for ties: the right ids are compared first."""
-    pairs = sorted(zip(ids, ids[1:], strict=False), key=lambda pair: pair[::-1])
-    return merge_with(ids, max(pairs, key=pairs.count, default=None), new_id)
-
-
-def merge_without_guard(ids, new_id):
-    """Exercise 6 without a thought for the empty text."""
-    pairs = sorted(zip(ids, ids[1:], strict=False))
-    return merge_with(ids, max(pairs, key=pairs.count), new_id)
-
-
-def merge_in_place(ids, new_id):
-    """Exercise 6 done to the list of the caller."""
-    ids[:] = merge_by_sorting(ids, new_id)
-    return ids
-
-
-def runs_of_blanks(text):
-    """Exercise 1 in another style: one piece for a run of blanks."""
-    return re.findall(r"""--|[,.:;?!_"'()]|\s+|(?:(?!--)[^\s,.:;?!_"'()])+""", text)
-
-
-def pieces_at(pattern):
-    """Exercise 1 with this pattern in place of the right one."""
-    return lambda text: [piece for piece in re.split(pattern, text) if piece]
-
-
-def looped_gradient(ids, upstream, vocab_size):
-    """Exercise 5 in another style: token by token, in double precision."""
-    gradient = torch.zeros(vocab_size, upstream.shape[-1], dtype=torch.float64)
-    rows = upstream.reshape(-1, upstream.shape[-1])
-    for token_id, row in zip(ids.flatten().tolist(), rows, strict=True):
-        gradient[token_id] += row
-    return gradient
-
-
-def one_hot_gradient(ids, upstream, vocab_size):
-    """Exercise 5 by equation 2.3."""
-    one_hot = F.one_hot(ids, vocab_size).float()
-    return torch.einsum("...v,...c->vc", one_hot, upstream)
-
-
-def unflattened_gradient(ids, upstream, vocab_size):
-    """Exercise 5 for ids in one row only."""
-    gradient = torch.zeros(vocab_size, upstream.shape[-1])
-    return gradient.index_add_(0, ids, upstream)
-
-
-def overwriting_gradient(ids, upstream, vocab_size):
-    """Exercise 5 with its commonest mistake: the last occurrence wins."""
-    gradient = torch.zeros(vocab_size, upstream.shape[-1])
-    gradient[ids] += upstream
-    return gradient
-
-
-WRONG_ANSWERS = [
-    (checks.lossless_split, split_text, "were blanks or line ends dropped"),
-    (checks.lossless_split, list, "cut where split_text cuts"),
-    (checks.lossless_split, SPLIT_PATTERN.split, "empty pieces"),
-    (
-        checks.lossless_split,
-        pieces_at(r"""(--|[,.:;?!_"()]|\s)"""),  # the apostrophe is missing
-        "\"wasn't\" stands where split_text has 'wasn'",
-    ),
-    (
-        checks.lossless_split,
-        pieces_at(r"""(--|[,.:;?!_"'()]| )"""),  # cuts at blanks alone
-        "line ends and tabs too",
-    ),
-    (checks.lossless_split, pieces_at(r"( )"), "cut where split_text cuts"),
-    (checks.count_windows, lambda n, t, s: (n - 1 - t) // s + 1, "has none"),
-    (
-        checks.count_windows,
-        lambda n, t, s: max(0, (n - t) // s + 1),
-        "one token beyond",
-    ),
-    (checks.count_windows, lambda n, t, s: max(0, (n - t) // s), "first window"),
-    (checks.count_windows, lambda n, t, s: max(0, (n - 1 - t) / s + 1), "whole"),
-    (checks.embedding_sizes, lambda v, t, c: v * c, "two tables"),
-    (
-        checks.streamed,
-        lambda ids, tokenizer: [tokenizer.decode([i]) for i in ids],
-        "half a character",
-    ),
-    (checks.streamed, lambda ids, tokenizer: [tokenizer.decode(ids)], "do not wait"),
-    (checks.streamed, lambda ids, tokenizer: tokenizer.decode(ids), "yield"),
-    (checks.embedding_gradient, overwriting_gradient, "add up"),
-    (
-        checks.embedding_gradient,
-        unflattened_gradient,
-        r"ids \(2, 3\).* give ids one axis",
-    ),
-    (checks.embedding_gradient, lambda ids, g, v: g, "shape of its table"),
-    (checks.embedding_gradient, lambda ids, g, v: g.tolist(), "a tensor is wanted"),
-    (checks.merge_most_frequent, merge_overlapping, "should become"),
-    (checks.merge_most_frequent, merge_first, "smallest left id"),
-    (checks.merge_most_frequent, merge_by_right_id, "smallest left id"),
-    (checks.merge_most_frequent, merge_without_guard, "stays as it is"),
-    (checks.merge_most_frequent, merge_in_place, "changed the list passed in"),
-]
-RIGHT_ANSWERS = [
-    (checks.lossless_split, pieces_at(SPLIT_PATTERN)),
-    (checks.lossless_split, runs_of_blanks),
-    (checks.embedding_gradient, looped_gradient),
-    (checks.embedding_gradient, one_hot_gradient),
-    (checks.merge_most_frequent, merge_by_sorting),
-    (checks.merge_most_frequent, lambda ids, n: tuple(merge_by_sorting(ids, n))),
-]
-
-
-@pytest.mark.parametrize(("check", "answer"), RIGHT_ANSWERS)
-def test_checks_accept_right_answers_in_other_styles(check, answer, capsys):
-    check(answer)
-    assert capsys.readouterr().out.startswith("Right")
-
-
-@pytest.mark.parametrize(("check", "answer", "message"), WRONG_ANSWERS)
-def test_checks_explain_wrong_answers(check, answer, message):
-    with pytest.raises(AssertionError, match=message):
-        check(answer)
-
-
-@pytest.mark.parametrize("check", dict.fromkeys(check for check, *_ in WRONG_ANSWERS))
-@pytest.mark.parametrize("blank", [None, ...])
-def test_checks_recognise_an_unanswered_exercise(check, blank):
-    with pytest.raises(AssertionError, match="still unanswered"):
-        check(lambda *_: blank)
 
 
 def test_the_mirror_of_tiktokens_cache():

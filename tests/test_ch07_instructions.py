@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import nudged_gpt
 
-from ch07_instructions import exercise_checks as checks
 from ch07_instructions import instructions
+from ch07_instructions.compare import copy_to_finetune, finetuned
 from ch07_instructions.guards import fit_input
 from shared import data
 from shared.ch02 import get_tokenizer
 from shared.ch05 import calc_loss_batch, generate, save_checkpoint
+from shared.ch06 import let_rate_fall
 from shared.ch07 import (
     InstructionDataset,
+    answer_together,
     calc_response_loss,
     create_instruction_loader,
     custom_collate_fn,
@@ -32,7 +34,6 @@ from shared.ch07 import (
     load_instructions,
     split_entries,
     train_on_responses,
-    with_dropout,
 )
 
 PAD = 50256
@@ -358,10 +359,10 @@ def test_every_target_masked_is_an_error_not_nan():
     assert calc_loss_batch(inputs, masked, model, "cpu").isnan()
     with pytest.raises(ValueError, match=f"all {masked.numel()} targets .* masked"):
         calc_response_loss(inputs, masked, model, "cpu")
-    loader, optimizer = [(inputs, targets)], torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(ValueError, match="masked"):
-        train_on_responses(model, [(inputs, masked)], loader, optimizer, "cpu", 1)
+        list(train_on_responses(model, [(inputs, masked)], optimizer, "cpu"))
     pairs = zip(before, model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
@@ -391,28 +392,60 @@ def test_training_makes_the_steps_of_a_plain_loop():
         loss.backward()
         optimizers[0].step()
         losses.append(loss.item())
-    seen = []
-    train_losses, val_losses = train_on_responses(
-        *(ours, batches, batches, optimizers[1], "cpu", 2), lambda: seen.append(1)
-    )
-    assert train_losses == pytest.approx(losses, abs=1e-5)
-    assert len(val_losses) == 3 and val_losses[-1] < val_losses[0] and len(seen) == 2
+    ours_losses = []
+    for _ in range(2):
+        ours_losses += train_on_responses(ours.eval(), batches, optimizers[1], "cpu")
+        assert ours.training
+    assert ours_losses == pytest.approx(losses, abs=1e-5)
     for one, other in zip(plain.parameters(), ours.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_ctrl_c_ends_training_and_keeps_what_was_learned():
-    def interrupt():
-        raise KeyboardInterrupt
+def test_finetune_is_this_loop_to_the_last_bit(tokenizer, entries):
+    """No bar, look or loss of other entries disturbs the order of the batches."""
+    plain, ours, some = tiny_model(), tiny_model(), entries[:50]
+    dataset = InstructionDataset(some, tokenizer, True, "chat")
+    chance = torch.Generator().manual_seed(7)
+    loader = create_instruction_loader(dataset, 8, generator=chance)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, fused=True)
+    let_rate_fall(optimizer, 2 * len(loader))
+    losses = []
+    for _ in range(2):
+        for batch in loader:
+            optimizer.zero_grad()
+            loss = calc_response_loss(*batch, plain, "cpu")
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    settings = {"style": "chat", "learning_rate": 1e-2, "seed": 7}
+    assert finetune(ours, some, some[:9], tokenizer, **settings)[0] == losses
+    for one, other in zip(plain.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(one, other)
 
-    model, batches = tiny_model(), [response_batch()]
-    before = model.tok_emb.weight.clone()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    train_losses, val_losses = train_on_responses(
-        model, batches, batches, optimizer, "cpu", 5, interrupt
+
+@pytest.mark.parametrize("step", [1, 3])  # after an epoch, and within the second
+def test_ctrl_c_ends_training_and_keeps_what_was_learned(tokenizer, monkeypatch, step):
+    losses = []
+
+    def calculate(*arguments):
+        losses.append(calc_response_loss(*arguments))
+        if model.training and sum(loss.requires_grad for loss in losses) == step + 1:
+            raise KeyboardInterrupt
+        return losses[-1]
+
+    monkeypatch.setattr(instructions, "calc_response_loss", calculate)
+    model, some, looks = tiny_model(), [ENTRY, {**ENTRY, "output": "A plum."}], []
+    before = model.pos_emb.weight.clone()
+    train_losses, val_losses = finetune(
+        *(model, some, some, tokenizer),
+        style="chat",
+        learning_rate=1e-2,
+        batch_size=1,
+        after_epoch=lambda: looks.append(1),
     )
-    assert len(train_losses) == 1 and len(val_losses) == 2
-    assert not torch.equal(before, model.tok_emb.weight)
+    assert len(train_losses) == step
+    assert len(val_losses) == 1 + len(looks) == 1 + step // 2
+    assert not torch.equal(before, model.pos_emb.weight)
 
 
 def test_finetune_learns_the_answers_of_its_entries(tokenizer):
@@ -447,19 +480,36 @@ def test_finetune_leaves_alone_what_is_frozen(tokenizer):
     assert not torch.equal(before[1], model.pos_emb.weight)
 
 
-def test_dropout_is_given_to_a_copy():
+def test_a_copy_is_finetuned_with_dropout_and_what_is_frozen_stays(tokenizer):
     model = tiny_model()
-    copy = with_dropout(model, 0.5)
+    copy = copy_to_finetune(model, 0.5)
     ids = torch.arange(20).unsqueeze(0)
     assert torch.equal(copy.eval()(ids), model.eval()(ids))
     torch.manual_seed(1)
     assert not torch.allclose(copy.train()(ids), model(ids), atol=1e-3)
     assert torch.equal(model.train()(ids), model.eval()(ids))
-    with torch.no_grad():
-        next(copy.parameters()).zero_()
-    assert next(model.parameters()).any()
+    finetune(*(copy, [ENTRY], [ENTRY], tokenizer), style="chat", learning_rate=1e-2)
+    assert not torch.equal(copy.tok_emb.weight, model.tok_emb.weight)
+    again = copy_to_finetune(copy, 0.1, freeze_tokens=True)  # to be taught anew
+    assert again.cfg["drop_rate"] == 0.1 and "prompt_style" not in again.cfg
+    finetune(*(again, [ENTRY], [ENTRY], tokenizer), style="chat", learning_rate=1e-2)
+    assert torch.equal(copy.tok_emb.weight, again.tok_emb.weight)
+    assert not torch.equal(copy.pos_emb.weight, again.pos_emb.weight)
     with pytest.raises(ValueError, match="drop_rate"):
-        with_dropout(model, 1.5)
+        copy_to_finetune(model, 1.5)
+
+
+def test_what_the_loss_is_measured_on_changes_no_weight(tokenizer, monkeypatch):
+    """So a comparison, which needs no such loss, may measure it on one entry."""
+    settings = {"style": "chat", "learning_rate": 1e-2, "batch_size": 2}
+    some = [{**ENTRY, "output": text} for text in ("A pear.", "A plum.", "A red fig.")]
+    monkeypatch.setattr("ch07_instructions.compare.load_base", lambda _: tiny_model())
+    one, _ = finetuned(7, some, "cpu", 0.5, **settings)
+    torch.manual_seed(7)
+    other = copy_to_finetune(tiny_model(), 0.5)
+    finetune(other, some, some * 5, tokenizer, seed=7, **settings)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(
@@ -496,11 +546,11 @@ def test_a_finetuned_model_is_asked_in_its_own_style(tokenizer, style, monkeypat
     model = taught(tokenizer, style)
     prompts = []
 
-    def write(model, idx, max_new_tokens, context_size, eos_id):
-        prompts.append(tokenizer.decode(idx[0].tolist()))
-        return idx
+    def write(model, texts, max_new_tokens):
+        prompts.extend(map(tokenizer.decode, texts))
+        return [[] for _ in texts]
 
-    monkeypatch.setattr(instructions, "generate", write)
+    monkeypatch.setattr(instructions, "answer_together", write)
     generate_answers(model, [ENTRY], tokenizer)
     assert prompts == [format_prompt(ENTRY, style)]
     other = STYLES[style == "chat"]
@@ -524,7 +574,6 @@ def test_the_checkpoint_carries_the_style(tokenizer, tmp_path):
     assert generate_answers(again, [ENTRY], tokenizer, 4) == generate_answers(
         model, [ENTRY], tokenizer, 4
     )
-    assert with_dropout(again, 0.1).cfg["drop_rate"] == 0.1  # to be taught anew
 
 
 def test_what_does_not_fit_changes_nothing(tokenizer, tmp_path):
@@ -544,47 +593,47 @@ def test_what_does_not_fit_changes_nothing(tokenizer, tmp_path):
 # Answers
 
 
-class WordTokenizer:
-    """A token for each character; `<|endoftext|>` is only a number."""
-
-    def encode(self, text, disallowed_special=()):
-        return [ord(character) for character in text]
-
-    def decode(self, ids):
-        return "".join(chr(i) for i in ids)
-
-
-def test_answers_equal_those_one_by_one(tokenizer, entries):
+@pytest.mark.parametrize("batch_size", [1, 3, 128])
+def test_answers_equal_those_one_by_one(tokenizer, entries, batch_size):
+    """Whatever the lengths of the prompts that are answered together."""
     model = tiny_model(context_length=128).eval()
     some = entries[:7]
-    together = generate_answers(model, some, tokenizer, 6, "alpaca")
+    together = generate_answers(model, some, tokenizer, 6, "alpaca", batch_size)
+    lengths = set()
     for entry, answer in zip(some, together, strict=True):
         prompt = tokenizer.encode(format_prompt(entry, "alpaca"))
         ids = generate(model, torch.tensor([prompt]), 6, 128, eos_id=PAD)
         new = ids[0, len(prompt) :].tolist()
         new = new[: new.index(PAD)] if PAD in new else new
         assert answer == tokenizer.decode(new).strip()
+        lengths.add(len(prompt))
+    assert len(lengths) > 3
+    assert generate_answers(model, [], tokenizer, style="chat") == []
 
 
-def test_answer_ends_at_the_end_token(monkeypatch):
-    """Each row ends by itself; the end token and what fills up behind it are cut."""
-    rows = {
-        "ab": [72, 105, PAD, PAD],
-        "cd": [PAD, PAD, PAD, PAD],
-        "ef": [32, 72, 33, 33],
-    }
+def test_each_answer_ends_by_itself(monkeypatch):
+    """At its end token or after so many tokens, counted from the end of its prompt."""
+    said = {1: [7, PAD], 2: [PAD], 3: [4, 5, 6, 9]}  # by the first token of the prompt
+    prompts = [[1, 1, 1], [2], [3, 3]]
 
-    def write(model, idx, max_new_tokens, context_size, eos_id):
-        asked = ["".join(map(chr, row)) for row in idx.tolist()]
-        new = [next(v for k, v in rows.items() if k in text) for text in asked]
-        return torch.cat([idx, torch.tensor(new)], dim=1)
+    def scripted(model, idx, context_size, cache):
+        logits = torch.zeros(len(idx), TINY["vocab_size"])
+        for row, logit in zip(idx.tolist(), logits, strict=True):
+            count = len(row) - len(prompts[row[0] - 1])
+            told = said[row[0]] + [8] * 9
+            logit[told[count] if count >= 0 else 9] = 1
+        return logits
 
-    monkeypatch.setattr(instructions, "generate", write)
-    model = tiny_model(context_length=200)
-    asked = [{"instruction": text} for text in rows]
-    answers = generate_answers(model, asked, WordTokenizer(), 4, "chat", batch_size=2)
-    assert answers == ["Hi", "", "H!!"]
-    assert generate_answers(model, [], WordTokenizer(), style="chat") == []
+    monkeypatch.setattr(instructions, "next_token_logits", scripted)
+    model = tiny_model().train()
+    assert answer_together(model, prompts, 3) == [[7], [], [4, 5, 6]]
+    assert answer_together(model, prompts, 1) == [[7], [], [4]]
+    assert answer_together(model, prompts, 4, eos_id=5) == [
+        [7, PAD, 8, 8],
+        [PAD, 8, 8, 8],
+        [4],
+    ]
+    assert model.training
 
 
 def fitted(entry, tokenizer, room, style="alpaca"):
@@ -632,107 +681,3 @@ def test_long_instruction_is_refused(tokenizer):
     for count in (0, 96):
         with pytest.raises(ValueError, match="between 1 and 95, not"):
             generate_answers(model, [ENTRY], tokenizer, count, "chat")
-
-
-# The checks of the exercises
-
-
-def after_the_heading(prompt, text):
-    if not text.startswith(prompt):
-        raise ValueError
-    return text.split("Assistant:")[1].strip()
-
-
-def to_the_very_end(prompt, text):
-    return text.removeprefix(prompt).strip()
-
-
-def without_looking(prompt, text):
-    return text[len(prompt) :].partition("<|endoftext|>")[0].strip()
-
-
-def mask(targets, lengths, shift):
-    places = torch.arange(targets.shape[1])
-    return targets.masked_fill(places < torch.tensor(lengths)[:, None] - shift, -100)
-
-
-def mask_in_place(targets, lengths):
-    targets.copy_(mask(targets, lengths, 1))
-    return targets
-
-
-def mask_with_a_loop(targets, lengths):
-    targets = targets.clone()
-    for row, length in zip(targets, lengths, strict=True):
-        row[: max(length - 1, 0)] = -100
-    return targets
-
-
-def conversation(turns, tokenizer, end=(PAD,), learn_end=True):
-    ids, learned = [], []
-    for asked, said in turns:
-        prompt = tokenizer.encode(format_prompt({"instruction": asked}, "chat"))
-        answer = tokenizer.encode(format_answer(said, "chat"))
-        ids += [*prompt, *answer, *end]
-        learned += [False] * len(prompt) + [True] * len(answer)
-        learned += [learn_end] * len(end)
-    return ids, learned
-
-
-def drawn_apart(one, other, repeats, generator):
-    means = []
-    for values in (torch.tensor(one), torch.tensor(other)):
-        drawn = torch.randint(len(values), (repeats, len(values)), generator=generator)
-        means.append(values[drawn].mean(dim=1))
-    return (means[0] > means[1]).float().mean().item()
-
-
-WRONG_ANSWERS = [
-    (checks.extract_answer, lambda prompt, text: None, "still unanswered"),
-    (checks.extract_answer, after_the_heading, "instead of searching"),
-    (checks.extract_answer, to_the_very_end, r"before <\|endoftext\|>"),
-    (checks.extract_answer, without_looking, "must raise a ValueError"),
-    (checks.mask_prompts, lambda targets, lengths: ..., "still unanswered"),
-    (checks.mask_prompts, lambda t, n: mask(t, n, 0), "one place too many"),
-    (checks.mask_prompts, lambda t, n: mask(t, n, 2), "for prompts of 3 and 1"),
-    (checks.mask_prompts, mask_in_place, "given tensor was changed"),
-    (checks.mask_prompts, lambda t, n: mask(t, n, 1).tolist(), "found a list"),
-    (checks.mask_prompts, mask_with_a_loop, "there is a loop"),
-    (checks.fair_verdict, lambda judge, a, b: None, "still unanswered"),
-    (checks.fair_verdict, lambda judge, a, b: 1 if judge(a, b) else 2, "told nothing"),
-    (checks.fair_verdict, lambda judge, a, b: 0, "so 1, not 0"),
-    (checks.share_better, lambda *arguments: None, "still unanswered"),
-    (checks.share_better, drawn_apart, "for each model apart"),
-    (checks.share_better, lambda *arguments: 0.5, "by the normal distribution"),
-]
-
-
-@pytest.mark.parametrize(("check", "answer", "message"), WRONG_ANSWERS)
-def test_checks_explain_wrong_answers(check, answer, message):
-    with pytest.raises(AssertionError, match=message):
-        check(answer)
-
-
-def test_check_of_the_conversation(tokenizer):
-    checks.encode_conversation(conversation, tokenizer)
-
-    def tensors(turns, tokenizer):
-        ids, learned = conversation(turns, tokenizer)
-        return torch.tensor([ids]), torch.tensor(learned)
-
-    checks.encode_conversation(tensors, tokenizer)
-    for wrong, message in (
-        (lambda turns, t: None, "still unanswered"),
-        (lambda turns, t: conversation(turns, t)[0], "two lists"),
-        (lambda turns, t: (["Pear."], [True]), "must hold ids"),
-        (lambda turns, t: conversation(turns, t, end=()), "the conversation reads"),
-        (lambda turns, t: conversation(turns, t, learn_end=False), "learn to stop"),
-        (
-            lambda turns, t: conversation(
-                turns, t, t.encode("<|endoftext|>", disallowed_special=())
-            ),
-            "the one token 50256",
-        ),
-    ):
-        with pytest.raises(AssertionError, match=message):
-            checks.encode_conversation(wrong, tokenizer)
