@@ -89,7 +89,7 @@ FILES = {
         ),
         DataFile(
             name="base/model.safetensors",
-            sha256="d9182abf2fe0b2a29708b64ade840410d067305dd1791161d7f5bfffd75c8227",
+            sha256="60ee43c9783f29068d5da0d9a742941e5595da481cb879dc07a00b5e512cb092",
             size=38640808,
             licence="CC BY-SA 4.0, trained for this course",
             repository="base/model.safetensors",
@@ -107,6 +107,13 @@ FILES = {
             size=29228,
             licence="CC BY-SA 4.0, trained for this course",
             repository="base/log-2.jsonl",
+        ),
+        DataFile(
+            name="base/log-3.jsonl",
+            sha256="672281d98a5bc86f8a0c734aa673b7d41c0159d757398c256c1fc940c6348895",
+            size=49218,
+            licence="CC BY-SA 4.0, trained for this course",
+            repository="base/log-3.jsonl",
         ),
         DataFile(
             name="instructions",
