@@ -3,27 +3,17 @@
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
-__all__ = [
-    "check_entry",
-    "parse_entries",
-    "check_shares",
-    "check_asked_once",
-    "check_style",
-    "own_style",
-    "check_lengths",
-    "check_room",
-    "check_some_targets",
-    "check_parts",
-    "fit_input",
-    "check_answered",
-]
+__all__ = ["asked_by", "check_prompt", "check_entries", "read_entries"]
+__all__ += ["check_split", "own_style", "check_lengths", "check_some_targets"]
+__all__ += ["check_parts", "check_room", "fit_input"]
 
 
-def check_entry(entry: object, keys: Sequence[str], place: str = "the entry") -> None:
+def _check_entry(entry: object, keys: Sequence[str], place: str) -> None:
     """Refuse an entry that lacks a text, or has an empty one, for one of the keys."""
     if not isinstance(entry, Mapping):
         raise ValueError(
@@ -43,13 +33,34 @@ def check_entry(entry: object, keys: Sequence[str], place: str = "the entry") ->
         )
 
 
-def parse_entries(text: str, path) -> list[dict[str, str]]:
+def asked_by(entry: Mapping[str, str]) -> tuple[str, str]:
+    """What an entry asks, whatever its spaces and capital letters."""
+    parts = entry["instruction"], entry.get("input", "")
+    return tuple(" ".join(part.casefold().split()) for part in parts)
+
+
+def check_prompt(entry: object, style: object = "alpaca") -> None:
+    """Refuse an entry that asks nothing, and a prompt style that there is none of."""
+    if style not in ("chat", "alpaca"):
+        raise ValueError(f"style must be 'chat' or 'alpaca', not {style!r}")
+    _check_entry(entry, ["instruction"], "the entry")
+
+
+def check_entries(entries: Sequence, answer_key: str = "output") -> None:
+    """Refuse entries that lack something, or hold no answer under a key of its own."""
+    for number, entry in enumerate(entries, start=1):
+        _check_entry(entry, ["instruction", "output"], f"entry {number}")
+        if not isinstance(entry.get(answer_key), str):
+            raise ValueError(f"entry {number} has no answer under {answer_key!r}")
+
+
+def read_entries(path: Path) -> list[dict[str, str]]:
     """The entries of a JSON file; each has an instruction and an output, perhaps "".
 
-    Raises ValueError for another text, naming the first entry that lacks something.
+    Raises ValueError for another file, naming the first entry that lacks something.
     """
     try:
-        entries = json.loads(text)
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}") from None
     if not isinstance(entries, list):
@@ -58,32 +69,25 @@ def parse_entries(text: str, path) -> list[dict[str, str]]:
     for number, entry in enumerate(entries, start=1):
         unanswered = isinstance(entry, Mapping) and entry.get("output") == ""
         keys = ["instruction"] if unanswered else ["instruction", "output"]
-        check_entry(entry, keys, f"entry {number} of {path.name}")
+        _check_entry(entry, keys, f"entry {number} of {path.name}")
     return entries
 
 
-def check_shares(fractions: Sequence[float]) -> None:
-    """Refuse shares that do not make up a whole."""
+def check_split(entries: Sequence[Mapping], fractions: Sequence[float]) -> None:
+    """Refuse shares that make up no whole, and entries that ask the same.
+
+    Those might come into two parts.
+    """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(
             f"the fractions {tuple(fractions)} must be shares that sum to 1"
         )
-
-
-def check_asked_once(questions: Iterable[tuple[str, str]]) -> None:
-    """Refuse entries that ask the same: they might come into two parts."""
-    question, times = Counter(questions).most_common(1)[0] if questions else ("", 1)
-    if times > 1:
-        raise ValueError(
-            f"{question[0]!r} is asked {times} times with the same input; take what "
-            "load_instructions returns, which has no repeats"
-        )
-
-
-def check_style(style: object) -> None:
-    """Refuse a prompt style that there is none of."""
-    if style not in ("chat", "alpaca"):
-        raise ValueError(f"style must be 'chat' or 'alpaca', not {style!r}")
+    for question, times in Counter(map(asked_by, entries)).most_common(1):
+        if times > 1:
+            raise ValueError(
+                f"{question[0]!r} is asked {times} times with the same input; take "
+                "what load_instructions returns, which has no repeats"
+            )
 
 
 def own_style(cfg: Mapping, style: str | None) -> str:
@@ -98,7 +102,7 @@ def own_style(cfg: Mapping, style: str | None) -> str:
         raise ValueError(
             f"the model was taught the style {own!r}, not {style!r}; leave style out"
         )
-    check_style(style or own)
+    check_prompt({"instruction": "any"}, style or own)
     return style or own
 
 
@@ -184,11 +188,3 @@ def fit_input(
         stacklevel=4,
     )
     return ids
-
-
-def check_answered(entries: Iterable[Mapping[str, str]], key: str) -> None:
-    """Refuse entries that hold no answer to be judged."""
-    for number, entry in enumerate(entries, start=1):
-        check_entry(entry, ["instruction", "output"], f"entry {number}")
-        if not isinstance(entry.get(key), str):
-            raise ValueError(f"entry {number} has no answer under {key!r}")

@@ -10,7 +10,7 @@ Exported from instructions.ipynb, which explains every line: change it there, th
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,29 +20,26 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ch07_instructions.guards import (
-    check_answered,
-    check_asked_once,
-    check_entry,
+    asked_by,
+    check_entries,
     check_lengths,
     check_parts,
+    check_prompt,
     check_room,
-    check_shares,
     check_some_targets,
-    check_style,
+    check_split,
     fit_input,
     own_style,
-    parse_entries,
+    read_entries,
 )
-from ch07_instructions.judging import OLLAMA_URL, KeptScores, ask_for_score, post_chat
-from shared.ch04 import GPTModel
-from shared.ch05 import evaluating, generate, load_checkpoint, read_checkpoint
+from shared.ch04 import GPTModel, next_token_logits
+from shared.ch05 import evaluating, load_checkpoint, read_checkpoint
 from shared.ch06 import LengthGroupedSampler, let_rate_fall
 from shared.data import get as data_path
 
 __all__ = [
     "load_instructions",
     "split_entries",
-    "PREAMBLE",
     "format_input",
     "format_prompt",
     "format_answer",
@@ -51,25 +48,15 @@ __all__ = [
     "calc_response_loss",
     "create_instruction_loader",
     "evaluate_responses",
-    "with_dropout",
     "train_on_responses",
     "finetune",
+    "answer_together",
     "generate_answers",
-    "EXACT_KINDS",
     "normalise",
     "exact_match",
     "token_f1",
-    "judge_prompt",
-    "query_model",
-    "generate_model_scores",
     "load_instructed",
 ]
-
-
-def _question(entry: Mapping[str, str]) -> tuple[str, str]:
-    """What an entry asks, whatever its spaces and capital letters."""
-    parts = entry["instruction"], entry.get("input", "")
-    return tuple(" ".join(part.casefold().split()) for part in parts)
 
 
 def load_instructions(name: str | Path = "instructions") -> list[dict[str, str]]:
@@ -77,15 +64,12 @@ def load_instructions(name: str | Path = "instructions") -> list[dict[str, str]]
 
     `name` is "instructions", "instructions-book", "alpaca-52k", or the path of a JSON
     file: a list of objects with `instruction`, `output` and perhaps `input`.
-
-    Raises: ValueError, naming the entry that lacks something; FileNotFoundError.
     """
-    path = name if isinstance(name, Path) else data_path(name)
     kept: dict[tuple[str, str], dict[str, str]] = {}
-    for entry in parse_entries(path.read_text(encoding="utf-8"), path):
+    for entry in read_entries(name if isinstance(name, Path) else data_path(name)):
         if entry["output"] != "":  # Alpaca has some without an answer
             entry = {**entry, "input": entry.get("input", "")}
-            kept.setdefault(_question(entry), entry)
+            kept.setdefault(asked_by(entry), entry)
     return list(kept.values())
 
 
@@ -94,20 +78,14 @@ def split_entries(
     fractions: Sequence[float] = (0.75, 0.05, 0.2),
     seed: int = 123,
 ) -> list[list[Mapping[str, str]]]:
-    """Deal entries into parts: each `kind` in proportion, each `group` into one part.
-
-    Raises: ValueError for fractions that do not sum to 1, or entries that ask the same.
-    """
-    check_shares(fractions)
-    check_asked_once([_question(entry) for entry in entries])
+    """Deal entries into parts: each `kind` in its share, each `group` into one part."""
+    check_split(entries, fractions)
     groups: dict[object, list] = {}
     for number, entry in enumerate(entries):
         groups.setdefault(entry.get("group", number), []).append(entry)
     chance = random.Random(seed)
     order = chance.sample(list(groups.values()), len(groups))
-    order.sort(
-        key=lambda group: group[0].get("kind", "")
-    )  # stable: chance stays inside
+    order.sort(key=lambda group: group[0].get("kind", ""))  # within a kind, chance
     parts: list[list] = [[] for _ in fractions]
     dealt = 0
     for group in order:
@@ -119,34 +97,26 @@ def split_entries(
     return parts
 
 
-PREAMBLE = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request."
-)
-
-
 def format_input(entry: Mapping[str, str]) -> str:
     """The question of an entry in Alpaca's form, without the heading of the answer.
 
     Source: Taori et al. (2023), Stanford Alpaca; Build a Large Language Model (From
     Scratch), section 7.2.
     """
-    check_entry(entry, ["instruction"])
-    text = f"{PREAMBLE}\n\n### Instruction:\n{entry['instruction']}"
-    if entry.get("input"):
-        text += f"\n\n### Input:\n{entry['input']}"
-    return text
+    check_prompt(entry)
+    text = (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request."
+        f"\n\n### Instruction:\n{entry['instruction']}"
+    )
+    return text + (f"\n\n### Input:\n{entry['input']}" if entry.get("input") else "")
 
 
 def format_prompt(entry: Mapping[str, str], style: str) -> str:
-    """Everything that stands before the answer.
-
-    `style` is "chat", which says who speaks, or "alpaca", headings.
-    """
-    check_style(style)
+    """Everything that stands before the answer, in the style "chat" or "alpaca"."""
+    check_prompt(entry, style)
     if style == "alpaca":
         return format_input(entry) + "\n\n### Response:\n"
-    check_entry(entry, ["instruction"])
     asked = " ".join(filter(None, [entry["instruction"], entry.get("input")]))
     return f"User: {asked}\nAssistant:"
 
@@ -162,7 +132,6 @@ class InstructionDataset(Dataset):
     With `responses_only` an item is a pair (ids, length of the prompt) instead of ids:
     then `custom_collate_fn` leaves the prompt out of the loss.
 
-    Raises: ValueError, naming the first entry that lacks something.
     Source: Build a Large Language Model (From Scratch), section 7.3.
     """
 
@@ -173,12 +142,12 @@ class InstructionDataset(Dataset):
         responses_only: bool = False,
         style: str = "alpaca",
     ):
-        encode = partial(tokenizer.encode, disallowed_special=())
+        check_entries(data)
         self.data, self.responses_only = list(data), responses_only
         self.encoded_texts: list[list[int]] = []
         self.prompt_lengths: list[int] = []
-        for number, entry in enumerate(self.data, start=1):
-            check_entry(entry, ["instruction", "output"], f"entry {number}")
+        encode = partial(tokenizer.encode, disallowed_special=())
+        for entry in self.data:
             prompt = encode(format_prompt(entry, style))
             answer = encode(format_answer(entry["output"], style))
             self.encoded_texts.append(prompt + answer)
@@ -203,7 +172,6 @@ def custom_collate_fn(
 
     Texts are ids, or pairs (ids, length of the prompt), whose prompt is no target then.
 
-    Raises: ValueError for an empty batch, a length below 1, or if no target counts.
     Source: Build a Large Language Model (From Scratch), section 7.3.
     """
     pairs = [item if isinstance(item, tuple) else (item, 0) for item in batch]
@@ -227,10 +195,7 @@ def calc_response_loss(
     model: GPTModel,
     device: torch.device | str,
 ) -> torch.Tensor:
-    """The same as `calc_loss_batch`, without scoring places whose target is -100.
-
-    Raises: ValueError if every target is -100.
-    """
+    """The same as `calc_loss_batch`, without scoring places whose target is -100."""
     input_batch, target_batch = input_batch.to(device), target_batch.to(device)
     places = target_batch != -100  # (B, T), of which n count
     check_some_targets(places)
@@ -262,7 +227,7 @@ def evaluate_responses(
 ) -> float:
     """Mean loss over all targets that count in a loader's batches."""
     total, n = 0.0, 0
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         for inputs, targets in loader:
             count = (targets != -100).sum().item()
             total += count * calc_response_loss(inputs, targets, model, device).item()
@@ -270,46 +235,23 @@ def evaluate_responses(
     return total / n
 
 
-def with_dropout(model: GPTModel, drop_rate: float) -> GPTModel:
-    """A copy of a model, where it is, that drops a share of the values in training."""
-    cfg = {key: model.cfg[key] for key in model.cfg if key != "prompt_style"}
-    copy = GPTModel({**cfg, "drop_rate": drop_rate})
-    copy.load_state_dict(model.state_dict())
-    return copy.to(next(model.parameters()).device)
-
-
 def train_on_responses(
     model: GPTModel,
-    train_loader: DataLoader,
-    val_loader: DataLoader,
+    loader: DataLoader,
     optimizer: torch.optim.Optimizer,
     device: torch.device | str,
-    num_epochs: int,
-    after_epoch: Callable[[], object] = lambda: None,
-) -> tuple[list[float], list[float]]:
-    """Train a model on what counts in its batches.
-
-    Returns the training loss of each step, and the validation loss before the first
-    epoch and after each. Ctrl-C ends it early, and what was learned stays.
-    """
-    train_losses, val_losses = [], [evaluate_responses(model, val_loader, device)]
-    bar = tqdm(total=num_epochs * len(train_loader), unit="step", leave=False)
-    try:
-        for _ in range(num_epochs):
-            model.train()
-            for inputs, targets in train_loader:
-                optimizer.zero_grad()
-                loss = calc_response_loss(inputs, targets, model, device)
-                loss.backward()
-                optimizer.step()
-                train_losses.append(loss.item())
-                bar.update()
-            val_losses.append(evaluate_responses(model, val_loader, device))
-            after_epoch()
-    except KeyboardInterrupt:
-        tqdm.write(f"Interrupted after {len(train_losses)} steps of {bar.total}.")
-    bar.close()
-    return train_losses, val_losses
+) -> Iterator[float]:
+    """Go through a loader once, a step for each batch; give the loss of each."""
+    model.train()
+    # not tqdm(loader): some bars begin what they show twice, which moves its dice
+    with tqdm(total=len(loader), unit="step", leave=False) as bar:
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            loss = calc_response_loss(inputs, targets, model, device)
+            loss.backward()
+            optimizer.step()
+            bar.update()
+            yield loss.item()
 
 
 def finetune(
@@ -325,18 +267,15 @@ def finetune(
     seed: int = 123,
     after_epoch: Callable[[], object] = lambda: None,
 ) -> tuple[list[float], list[float]]:
-    """Finetune a model on entries, in place; from then on it carries the prompt style.
+    """Finetune a model in place; from then on it carries the prompt style.
 
-    Returns the losses of `train_on_responses`. `seed` orders the batches; dropout draws
-    from torch's global generator.
-
-    Raises: ValueError for entries that lack something, or a part without entries.
+    Returns the loss of each step, and the validation loss before the first epoch and
+    after each. Ctrl-C ends it early, and what was learned stays. `seed` orders the
+    batches; dropout draws from torch's global generator.
     """
     check_parts(num_epochs, train_entries=train_entries, val_entries=val_entries)
-    train, val = (
-        InstructionDataset(part, tokenizer, True, style)
-        for part in (train_entries, val_entries)
-    )
+    train = InstructionDataset(train_entries, tokenizer, True, style)
+    val = InstructionDataset(val_entries, tokenizer, True, style)
     context, chance = model.cfg["context_length"], torch.Generator().manual_seed(seed)
     train_loader = create_instruction_loader(train, batch_size, True, context, chance)
     val_loader = create_instruction_loader(val, batch_size, False, context)
@@ -345,9 +284,41 @@ def finetune(
     let_rate_fall(optimizer, num_epochs * len(train_loader))
     model.cfg = {**model.cfg, "prompt_style": style}
     device = learning[0].device
-    return train_on_responses(
-        model, train_loader, val_loader, optimizer, device, num_epochs, after_epoch
-    )
+    losses, val_losses = [], [evaluate_responses(model, val_loader, device)]
+    try:
+        for _ in range(num_epochs):
+            losses.extend(train_on_responses(model, train_loader, optimizer, device))
+            val_losses.append(evaluate_responses(model, val_loader, device))
+            after_epoch()
+    except KeyboardInterrupt:
+        tqdm.write(f"Interrupted after {len(losses)} steps.")
+    return losses, val_losses
+
+
+def answer_together(
+    model: GPTModel,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    eos_id: int = 50256,
+) -> list[list[int]]:
+    """The likeliest tokens after each prompt up to its end, with one cache for all."""
+    device = next(model.parameters()).device
+    lengths = torch.tensor([len(ids) for ids in prompts], device=device)  # (B,)
+    start, end = min(map(len, prompts)), max(map(len, prompts)) + max_new_tokens
+    rows = [ids + [eos_id] * (end - len(ids)) for ids in prompts]
+    rows = torch.tensor(rows, device=device)  # (B, T)
+    cache = model.new_cache(end)
+    ended = torch.zeros_like(lengths, dtype=torch.bool)
+    with evaluating(model):
+        for t in range(start, end):
+            guess = next_token_logits(model, rows[:, :t], end, cache).argmax(-1)  # (B,)
+            own = t < lengths  # the prompt is not over
+            ended |= (t >= lengths + max_new_tokens) | (~own & (guess == eos_id))
+            if ended.all():
+                break
+            rows[:, t] = torch.where(own | ended, rows[:, t], guess)
+    new = [row[n:].tolist() for row, n in zip(rows, lengths, strict=True)]
+    return [ids[: (ids + [eos_id]).index(eos_id)] for ids in new]
 
 
 def generate_answers(
@@ -356,52 +327,45 @@ def generate_answers(
     tokenizer,
     max_new_tokens: int = 40,
     style: str | None = None,
-    batch_size: int = 32,
-    eos_id: int = 50256,
+    batch_size: int = 128,
 ) -> list[str]:
     """What a model answers to each entry, greedily, up to its end token.
 
     It is asked in the style that it carries; one that carries none needs `style`.
-
-    Raises: ValueError for no style or a wrong one, or an instruction that does not fit.
     """
-    style, context = own_style(model.cfg, style), model.cfg["context_length"]
-    room = check_room(context, max_new_tokens)
-    encode = partial(tokenizer.encode, disallowed_special=())
-    prompts = [
-        fit_input(entry, lambda e: encode(format_prompt(e, style)), tokenizer, room)
-        for entry in entries
-    ]
-    left = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    device, answers = next(model.parameters()).device, [""] * len(prompts)
-    while left:
-        T = len(prompts[left[0]])
-        batch = [i for i in left[:batch_size] if len(prompts[i]) == T]
-        left = left[len(batch) :]
-        idx = torch.tensor([prompts[i] for i in batch], device=device)  # (B, T)
-        rows = generate(model, idx, max_new_tokens, context, eos_id=eos_id)
-        for i, row in zip(batch, rows[:, T:].tolist(), strict=True):
-            end = row.index(eos_id) if eos_id in row else len(row)
-            answers[i] = tokenizer.decode(row[:end]).strip()
+    style = own_style(model.cfg, style)
+    room = check_room(model.cfg["context_length"], max_new_tokens)
+
+    def encode(entry: Mapping[str, str]) -> list[int]:
+        return tokenizer.encode(format_prompt(entry, style), disallowed_special=())
+
+    prompts = [fit_input(entry, encode, tokenizer, room) for entry in entries]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]  # of nearly the same length
+        texts = [prompts[i] for i in batch]
+        new = answer_together(model, texts, max_new_tokens)
+        for i, ids in zip(batch, new, strict=True):
+            answers[i] = tokenizer.decode(ids).strip()
     return answers
 
 
-EXACT_KINDS = frozenset({"punctuation_and_casing"})
-
-
-def normalise(text: str) -> list[str]:
+def normalise(text: str, kind: str = "") -> list[str]:
     """The words and numbers of a text, in small letters and without punctuation.
 
     Apostrophes inside words stay, since "its" and "it's" differ; `6,000` is `6000`.
+    Where capitals and punctuation are the task, all stays as it is.
     """
+    if kind == "punctuation_and_casing":
+        return text.split()
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text.casefold().replace("\u2019", "'"))
     return re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)*", text)
 
 
 def exact_match(answer: str, reference: str, kind: str = "") -> bool:
-    """Whether an answer is the reference, normalised unless `kind` is exact."""
-    cut = str.split if kind in EXACT_KINDS else normalise
-    return cut(answer) == cut(reference)
+    """Whether an answer is the reference, normalised for its kind."""
+    return normalise(answer, kind) == normalise(reference, kind)
 
 
 def token_f1(answer: str, reference: str, kind: str = "") -> float:
@@ -409,8 +373,7 @@ def token_f1(answer: str, reference: str, kind: str = "") -> float:
 
     Source: Rajpurkar et al. (2016), SQuAD, section 6.1.
     """
-    cut = str.split if kind in EXACT_KINDS else normalise
-    words, wanted = cut(answer), cut(reference)
+    words, wanted = normalise(answer, kind), normalise(reference, kind)
     common = sum((Counter(words) & Counter(wanted)).values())  # m
     if common == 0:
         return 0.0
@@ -418,80 +381,11 @@ def token_f1(answer: str, reference: str, kind: str = "") -> float:
     return 2 * P * R / (P + R)  # eq. 7.2
 
 
-def judge_prompt(entry: Mapping[str, str], answer: str) -> str:
-    """What a judge is asked: rate this answer from 0 to 100."""
-    task = "\n".join(filter(None, [entry["instruction"], entry.get("input")]))
-    return (
-        "Compare an answer with the reference answer, and rate it.\n\n"
-        f"Task: {task}\nReference answer: {entry['output']}\nAnswer: {answer}\n\n"
-        "A wrong answer gets 0, one as good as the reference 100. "
-        "Reply with one whole number from 0 to 100 and nothing else."
-    )
-
-
-def query_model(
-    prompt: str,
-    model: str = "llama3",
-    url: str = OLLAMA_URL,
-    timeout: float = 120.0,
-    attempts: int = 3,
-) -> str:
-    """Ask a model of an Ollama server, always in the same way; return its reply.
-
-    Raises: JudgeUnavailable, which says what is missing and what to do.
-    Source: Build a Large Language Model (From Scratch), section 7.8.
-    """
-    options = {"temperature": 0, "seed": 123, "num_ctx": 2048, "num_predict": 256}
-    request = {
-        "model": model,
-        "messages": [{"role": "user", "content": prompt}],
-        "stream": False,
-        "options": options,
-    }
-    return post_chat(request, url, timeout, attempts)
-
-
-def generate_model_scores(
-    json_data: Sequence[Mapping[str, str]],
-    json_key: str = "model_response",
-    model: str = "llama3",
-    *,
-    url: str = OLLAMA_URL,
-    ask: Callable[[str], str] | None = None,
-    path: str | Path | None = None,
-) -> list[int | None]:
-    """What a judge says about each answer: 0 to 100, None if its reply is no score.
-
-    The judge is `model` at `url`, or `ask`, a function from prompt to reply; then
-    `model` is its name. An empty answer gets 0 unasked. `path` is the file to keep
-    scores in.
-
-    Raises: ValueError for an entry that lacks something; JudgeUnavailable if the judge
-        stays away: its `scores` are those so far.
-    Source: Build a Large Language Model (From Scratch), section 7.8.
-    """
-    check_answered(json_data, json_key)
-    ask = ask or partial(query_model, model=model, url=url)
-    known, scores = KeptScores(path, model), []
-    try:
-        for entry in tqdm(json_data, unit="answer", leave=False):
-            prompt = judge_prompt(entry, entry[json_key])
-            if prompt not in known:
-                empty = not entry[json_key].strip()
-                known[prompt] = 0 if empty else ask_for_score(ask, prompt)
-            scores.append(known[prompt])
-    except (ConnectionError, TimeoutError) as error:
-        raise known.lost(error, scores) from error
-    return scores
-
-
 def load_instructed(path: str | Path, model: GPTModel) -> GPTModel:
     """Put a finetuned model's weights and prompt style into one of the same shape.
 
     The file is one of `save_checkpoint(path, finetuned)`; if it does not fit, nothing
     is changed.
-
-    Raises: ValueError if it carries no prompt style, or does not fit.
     """
     cfg = model.cfg
     style = own_style(read_checkpoint(path)[0]["config"] or {}, None)

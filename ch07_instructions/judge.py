@@ -7,7 +7,7 @@
 It rates the first answers that `python -m ch07_instructions.compare` has kept, and the
 reference answers, answers to other questions, longer answers and swapped pairs beside
 them. The scores are written to `smollm2_scores.jsonl` beside this file, where section
-7.12 of the notebook finds them. Three hundred questions take some minutes on two CPU
+7.14 of the notebook finds them. Three hundred questions take some minutes on two CPU
 cores; after an interruption the next call goes on with those that are missing.
 """
 
@@ -17,8 +17,13 @@ from pathlib import Path
 import pandas as pd
 
 from ch07_instructions.compare import RECORD
-from ch07_instructions.judging import judge_trials, load_small_judge, reworded_trials
-from shared.ch07 import generate_model_scores, load_instructions, split_entries
+from ch07_instructions.judging import (
+    generate_model_scores,
+    judge_trials,
+    load_small_judge,
+    reworded_trials,
+)
+from shared.ch07 import load_instructions, split_entries
 
 SCORES = Path(__file__).with_name("smollm2_scores.jsonl")
 N_ENTRIES = 60

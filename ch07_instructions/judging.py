@@ -13,16 +13,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
+from tqdm.auto import tqdm
 
+from ch07_instructions.guards import check_entries
 from shared.data import get as data_path
 
-__all__ = ["OLLAMA_URL", "JudgeUnavailable", "post_chat", "parse_score"]
-__all__ += ["ask_for_score", "KeptScores", "load_small_judge", "judge_trials"]
+__all__ = ["judge_prompt", "query_model", "generate_model_scores", "parse_score"]
+__all__ += ["JudgeUnavailable", "KeptScores", "load_small_judge", "judge_trials"]
 __all__ += ["REWORDED", "reworded_trials"]
 
 OLLAMA_URL = "http://localhost:11434"
@@ -99,13 +102,29 @@ def _content(status: int, body: bytes) -> str:
         raise ValueError(f"status {status}, and no reply but {body[:60]!r}") from None
 
 
-def post_chat(request: Mapping, url: str, timeout: float, attempts: int) -> str:
-    """What a model of an Ollama server replies; what may pass by itself is tried again.
+def query_model(
+    prompt: str,
+    model: str = "llama3",
+    url: str = OLLAMA_URL,
+    timeout: float = 120.0,
+    attempts: int = 3,
+) -> str:
+    """Ask a model of an Ollama server, always in the same way; return its reply.
+
+    What may pass by itself is tried again.
 
     Raises:
         JudgeUnavailable: if there is no such server or model, or no whole reply within
             `timeout` seconds in any of the attempts.
+
+    Source: Build a Large Language Model (From Scratch), section 7.8.
     """
+    request = {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "stream": False,
+        "options": {"temperature": 0, "seed": 123, "num_ctx": 2048, "num_predict": 256},
+    }
     problem: Exception | None = None
     for attempt in range(attempts):
         if attempt > 0:
@@ -114,9 +133,8 @@ def post_chat(request: Mapping, url: str, timeout: float, attempts: int) -> str:
             status, body = _post(url, request, timeout)
             if status == 404:
                 raise JudgeUnavailable(
-                    f"the server at {url} has no model {request['model']!r}; get it "
-                    f"with `ollama pull {request['model']}`, or name one that `ollama "
-                    "list` shows"
+                    f"the server at {url} has no model {model!r}; get it with `ollama "
+                    f"pull {model}`, or name one that `ollama list` shows"
                 )
             return _content(status, body)
         except JudgeUnavailable:
@@ -124,13 +142,23 @@ def post_chat(request: Mapping, url: str, timeout: float, attempts: int) -> str:
         except (OSError, ValueError) as error:
             problem = error
     raise JudgeUnavailable(
-        f"{request['model']} at {url} gave no complete reply in {attempts} attempts; "
-        f"the last: {type(problem).__name__}: {problem}. Is the server running "
-        "(`ollama serve`)?"
+        f"{model} at {url} gave no complete reply in {attempts} attempts; the last: "
+        f"{type(problem).__name__}: {problem}. Is the server running (`ollama serve`)?"
     ) from problem
 
 
 # --- Prose ----------------------------------------------------------------------------
+
+
+def judge_prompt(entry: Mapping[str, str], answer: str) -> str:
+    """What a judge is asked: rate this answer from 0 to 100."""
+    task = "\n".join(filter(None, [entry["instruction"], entry.get("input")]))
+    return (
+        "Compare an answer with the reference answer, and rate it.\n\n"
+        f"Task: {task}\nReference answer: {entry['output']}\nAnswer: {answer}\n\n"
+        "A wrong answer gets 0, one as good as the reference 100. "
+        "Reply with one whole number from 0 to 100 and nothing else."
+    )
 
 
 def parse_score(reply: str) -> int | None:
@@ -155,7 +183,7 @@ def parse_score(reply: str) -> int | None:
     return round(float(found[0]))
 
 
-def ask_for_score(ask: Callable[[str], str], prompt: str) -> int | None:
+def _ask_for_score(ask: Callable[[str], str], prompt: str) -> int | None:
     """The judge's score; if its reply is none, ask once more, with emphasis."""
     score = parse_score(ask(prompt))
     if score is None:
@@ -215,6 +243,42 @@ class KeptScores(dict):
         lost = JudgeUnavailable(f"{error}\n{len(scores)} scores are kept {place}.")
         lost.scores = scores
         return lost
+
+
+def generate_model_scores(
+    json_data: Sequence[Mapping[str, str]],
+    json_key: str = "model_response",
+    model: str = "llama3",
+    *,
+    url: str = OLLAMA_URL,
+    ask: Callable[[str], str] | None = None,
+    path: str | Path | None = None,
+) -> list[int | None]:
+    """What a judge says about each answer: 0 to 100, None if its reply is no score.
+
+    The judge is `model` at `url`, or `ask`, a function from prompt to reply; then
+    `model` is its name. An empty answer gets 0 unasked. `path` is the file to keep
+    scores in.
+
+    Raises:
+        ValueError: for an entry that lacks something.
+        JudgeUnavailable: if the judge stays away; its `scores` are those so far.
+
+    Source: Build a Large Language Model (From Scratch), section 7.8.
+    """
+    check_entries(json_data, json_key)
+    ask = ask or partial(query_model, model=model, url=url)
+    known, scores = KeptScores(path, model), []
+    try:
+        for entry in tqdm(json_data, unit="answer", leave=False):
+            prompt = judge_prompt(entry, entry[json_key])
+            if prompt not in known:
+                empty = not entry[json_key].strip()
+                known[prompt] = 0 if empty else _ask_for_score(ask, prompt)
+            scores.append(known[prompt])
+    except (ConnectionError, TimeoutError) as error:
+        raise known.lost(error, scores) from error
+    return scores
 
 
 # --- A judge in a package -------------------------------------------------------------
