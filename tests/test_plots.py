@@ -11,14 +11,6 @@ import pytest
 from shared import plots
 from tools.export import ROOT, chapter_notebooks
 
-# Notebooks whose figures have no text yet.
-NOT_YET = {
-    "ch05_pretraining/pretraining.ipynb",
-    "ch05_pretraining/long_run.ipynb",
-    "ch06_classification/classification.ipynb",
-    "ch07_instructions/instructions.ipynb",
-    "appendix_e_lora/lora.ipynb",
-}
 NOTEBOOKS = [*chapter_notebooks(), *sorted(ROOT.glob("*/exercises.ipynb"))]
 
 
@@ -51,8 +43,6 @@ def problems(notebook):
     "path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT).as_posix()
 )
 def test_every_stored_figure_has_a_text_and_a_background(path):
-    if path.relative_to(ROOT).as_posix() in NOT_YET:
-        pytest.skip("its figures have no texts yet")
     assert not problems(nbformat.read(path, as_version=4))
 
 
