@@ -21,8 +21,9 @@ os.environ.setdefault("TQDM_MININTERVAL", "10")
 
 # What takes longest begins first where two processes share the files among them.
 LONGEST_FIRST = [
-    *("instructions.ipynb", "lora.ipynb", "pretraining.ipynb", "classification.ipynb"),
-    *("test_pretrain_run.py", "test_tools_bundle.py", "gpt_model.ipynb"),
+    *("instructions.ipynb", "training.ipynb", "pretraining.ipynb", "lora.ipynb"),
+    *("classification.ipynb", "test_exercises.py", "test_pretrain_run.py"),
+    *("test_tools_bundle.py", "gpt_model.ipynb"),
 ]
 
 # The exercises are made from the solutions, which are run; their answers are blank.
