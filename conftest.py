@@ -27,7 +27,7 @@ LONGEST_FIRST = [
 ]
 
 # The exercises are made from the solutions, which are run; their answers are blank.
-collect_ignore_glob = ["*/exercises.ipynb", "*/readiness.ipynb"]
+collect_ignore_glob = ["*/exercises.ipynb"]
 
 DECIMAL = re.compile(r"(?<![\w.])-?\d+\.(\d{2,})(?:e([-+]?\d+))?(?![\w.]*\w)")
 WIDGET = "application/vnd.jupyter.widget-view+json"

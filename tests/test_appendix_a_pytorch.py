@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -506,7 +507,7 @@ def test_step_zero_unanswered_runs_without_an_error(capsys):
 
 
 def test_step_zero_asks_each_question_once_in_order():
-    path = ROOT / "appendix_a_pytorch" / "readiness_solutions.ipynb"
+    path = ROOT / "appendix_a_pytorch" / "readiness.ipynb"
     cells = nbformat.read(path, as_version=4).cells
     calls = [
         node.args[0].value
@@ -516,6 +517,16 @@ def test_step_zero_asks_each_question_once_in_order():
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "check"
     ]
     assert calls == list(QUESTIONS)
+
+
+def test_step_zero_s_folded_answers_are_right(capsys):
+    path = ROOT / "appendix_a_pytorch" / "readiness.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    names = {}
+    exec(next(cell.source for cell in cells if cell.cell_type == "code"), names)
+    exec(re.search(r"```python\n(.*?)```", cells[-1].source, re.DOTALL)[1], names)
+    names["check"].report()
+    assert "10 of 10 are right." in capsys.readouterr().out
 
 
 def test_step_zero_names_sections_that_exist():

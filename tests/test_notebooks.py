@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from shared import data
-from tools.export import EXERCISES, ROOT, chapter_notebooks
+from tools.export import ROOT, chapter_notebooks
 
 NOTEBOOKS = chapter_notebooks()
 IGNORING_TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
@@ -68,7 +68,7 @@ def test_every_chapter_reports_results():
         tags = [
             tag for cell in code_cells(path) for tag in cell.metadata.get("tags", [])
         ]
-        assert tags.count("results") == (path.name not in EXERCISES), path
+        assert tags.count("results") == (path.name != "solutions.ipynb"), path
 
 
 def test_every_chapter_has_exercises():
@@ -79,9 +79,8 @@ def test_every_chapter_has_exercises():
 
 def test_exercises_give_no_answer_away():
     for path in NOTEBOOKS:
-        if path.name in EXERCISES:
-            made = path.with_name(EXERCISES[path.name])
-            text = made.read_text(encoding="utf-8")
+        if path.name == "solutions.ipynb":
+            text = path.with_name("exercises.ipynb").read_text(encoding="utf-8")
             assert "BEGIN SOLUTION" not in text
             assert "BEGIN SOLUTION" in path.read_text(encoding="utf-8")
 

@@ -3,7 +3,7 @@
     python -m tools.course run              run every chapter; print a table of results
     python -m tools.course run --write      also the solutions; store what they print
 
-Each chapter's last code cell, tagged `results`, prints `name: value` lines.
+In each notebook a cell tagged `results` prints `name: value` lines.
 A notebook that fails does not stop the others; the exit status says whether any did.
 Several run at the same time, each with its share of the processors: two notebooks side
 by side take less time than one after the other with twice the threads. Where outputs
@@ -25,7 +25,7 @@ from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
 from shared.files import write_atomically
-from tools.export import EXERCISES, ROOT, chapter_notebooks
+from tools.export import ROOT, chapter_notebooks
 
 CELL_TIMEOUT = 1800  # seconds
 MOST_JOBS = 4  # notebooks at a time; each wants up to three gigabytes
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     paths = [path.resolve() for path in options.notebooks] or [
         path
         for path in chapter_notebooks()
-        if options.write or path.name not in EXERCISES
+        if options.write or path.name != "solutions.ipynb"
     ]
     start = time.perf_counter()
     outcomes = run_all(paths, options.write, jobs)

@@ -8,7 +8,6 @@ Such a cell may hold imports, definitions and constants, and nothing else. A cla
 be grown over several cells: a later `class Name(Name):` adds methods to `class Name`,
 and the module holds one class. In `solutions.ipynb`, what stands between
 `### BEGIN SOLUTION` and `### END SOLUTION` becomes `...` in `exercises.ipynb`.
-(`EXERCISES` names one more such pair.)
 """
 
 import argparse
@@ -27,10 +26,6 @@ from shared.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "#| export"
 LINE_LENGTH = 88
-EXERCISES = {  # the notebook with answers, and the one without that is made of it
-    "solutions.ipynb": "exercises.ipynb",
-    "readiness_solutions.ipynb": "readiness.ipynb",
-}
 COURSE_FOLDERS = ["shared", "ch*_*", "appendix_*", "tools", "pretrain"]
 SOLUTION = re.compile(
     r"^(?P<indent>[ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION[ \t]*$",
@@ -55,9 +50,9 @@ class Definition:
 def chapter_notebooks(root: Path = ROOT) -> list[Path]:
     """Every notebook that is written by hand, in the course's order."""
     found = [*root.glob("ch*/*.ipynb"), *root.glob("appendix_*/*.ipynb")]
-    order = {"long_run.ipynb": 1, **dict.fromkeys(EXERCISES, 2)}
+    order = {"long_run.ipynb": 1, "solutions.ipynb": 2}
     return sorted(
-        (path for path in found if path.name not in EXERCISES.values()),
+        (path for path in found if path.name != "exercises.ipynb"),
         key=lambda path: (
             path.parent.name.startswith("appendix"),
             path.parent.name,
@@ -79,9 +74,8 @@ def export_all(root: Path = ROOT) -> dict[Path, str]:
     places: dict[str, str] = {}
     for path in chapter_notebooks(root):
         notebook = nbformat.read(path, as_version=4)
-        if path.name in EXERCISES:
-            made = path.with_name(EXERCISES[path.name])
-            files[made] = exercises_from(notebook)
+        if path.name == "solutions.ipynb":
+            files[path.with_name("exercises.ipynb")] = exercises_from(notebook)
             continue
         imports, definitions = collect(notebook, str(path.relative_to(root)))
         for definition in definitions:
