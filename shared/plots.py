@@ -130,3 +130,53 @@ def heatmap(
         ax.figure.colorbar(image, ax=ax, shrink=0.85)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return ax
+
+
+def path(stations: dict[str, object], tokens: list[str], columns: int = 6) -> Figure:
+    """Draw what becomes of a text: tensors from left to right, with shapes and numbers.
+
+    Args:
+        stations: name of each tensor, and the tensor: (T,), (T, C), or (H, T, D), which
+            is drawn as H matrices, one below another.
+        tokens: the T tokens of the text, top to bottom.
+        columns: of a matrix, the first so many are drawn; its shape stands below.
+    """
+    T = len(tokens)
+    arrays = {name: np.asarray(values) for name, values in stations.items()}
+    for name, values in arrays.items():
+        if values.ndim not in (1, 2, 3) or values.shape[-2:][:1] != (T,):
+            raise ValueError(
+                f"station {name!r} has shape {values.shape}; the path of {T} tokens is "
+                f"drawn from shapes ({T},), ({T}, C) and (H, {T}, D)"
+            )
+    stacks = [a if a.ndim == 3 else a.reshape(1, T, -1) for a in arrays.values()]
+    widths = [max(0.7, 0.38 * min(columns, stack.shape[2])) for stack in stacks]
+    tallest = max(map(len, stacks))
+    size = (sum(widths) + 0.25 * len(widths) + 0.6, 0.8 + 0.27 * T * tallest)
+    figure = plt.figure(figsize=size)
+    grid = figure.add_gridspec(1, len(stacks), width_ratios=widths)
+    for place, (name, stack) in enumerate(zip(arrays, stacks, strict=True)):
+        axes = grid[place].subgridspec(len(stack), 1).subplots(squeeze=False)[:, 0]
+        for h, (ax, matrix) in enumerate(zip(axes, stack, strict=True)):
+            _squares(ax, matrix[:, :columns], np.abs(stack[..., :columns]).max())
+            ax.set_yticks(range(T), tokens if place == 0 else [], fontsize=8)
+            ax.set_ylabel(f"head {h}" if len(stack) > 1 else "", fontsize=8)
+        axes[0].set_title(name if place == 0 else f"→ {name}", fontsize=9)
+        axes[-1].set_xlabel(str(arrays[name].shape), fontsize=8)
+    return figure
+
+
+def _squares(ax: Axes, matrix: np.ndarray, most: float) -> None:
+    """A station of a path, in colours from -most to most; whole numbers have none."""
+    whole = np.issubdtype(matrix.dtype, np.integer)
+    shown = np.zeros(matrix.shape) if whole else matrix
+    image = ax.imshow(shown, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+    for (row, column), value in np.ndenumerate(matrix):
+        text = f"{value}" if whole else f"{value:.2f}" if most < 10 else f"{value:.0f}"
+        light = 0.25 < image.norm(shown[row, column]) < 0.75
+        color = "black" if light else "white"
+        ax.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.set_xticks([])
+    ax.tick_params(length=0)

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+import torch
 
 from shared import plots
 from tools.export import ROOT, chapter_notebooks
@@ -130,3 +131,26 @@ def test_words_stand_out_from_the_background():
         color = plt.rcParams[name]
         color = plt.rcParams["xtick.color"] if color == "inherit" else color
         assert (back + 0.05) / (brightness(color) + 0.05) >= 7
+
+
+def test_a_path_shows_each_station_with_its_shape_and_numbers():
+    vectors = torch.arange(32.0).view(4, 8) / 100
+    heads = vectors.view(4, 2, 4).transpose(0, 1)
+    ids = torch.tensor([464, 4512, 373, 2739])
+    figure = plots.path(
+        {"ids": ids, "vectors": vectors, "heads": heads}, list("abcd"), columns=3
+    )
+    axes = figure.get_axes()
+    assert [ax.get_title() for ax in axes] == ["ids", "→ vectors", "→ heads", ""]
+    assert [ax.get_xlabel() for ax in axes] == ["(4,)", "(4, 8)", "", "(2, 4, 4)"]
+    texts = [[text.get_text() for text in ax.texts] for ax in axes]
+    assert texts[0] == ["464", "4512", "373", "2739"]
+    assert texts[1][:4] == ["0.00", "0.01", "0.02", "0.08"]  # row by row
+    assert texts[3][:4] == ["0.04", "0.05", "0.06", "0.12"]  # the second head
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 8), (1, 1, 4, 8), (3,), (2, 8, 4)])
+def test_a_path_refuses_other_texts_tensors(shape):
+    with pytest.raises(ValueError, match="'vectors'.*4 tokens"):
+        plots.path({"vectors": torch.zeros(shape)}, list("abcd"))
