@@ -46,7 +46,8 @@ def read_log(run: Path) -> list[dict]:
     """The lines of a run's log; of the folders in its settings only the names.
 
     The peak of the arithmetic is measured anew whenever a run goes on; beside another
-    program it comes out too low. So utilisation is set against the highest.
+    program it comes out too low. So the highest holds for all of the log, which may be
+    read again when a later run is added.
 
     Raises:
         ValueError: if the run has not come to its end.
@@ -58,7 +59,8 @@ def read_log(run: Path) -> list[dict]:
     peak = max(line.get("peak_flops", 0.0) for line in log)
     measured = peak
     for line in log:
-        measured = line.get("peak_flops", measured)
+        if "peak_flops" in line:
+            measured, line["peak_flops"] = line["peak_flops"], peak
         if "utilisation" in line:
             line["utilisation"] = round(line["utilisation"] * measured / peak, 4)
     settings = log[0].get("settings", {})

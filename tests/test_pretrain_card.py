@@ -155,3 +155,6 @@ def test_utilisation_is_of_the_highest_peak(run):
     (run / "log.jsonl").write_text(lines, encoding="utf-8")
     read = card.read_log(run)
     assert (read[1]["utilisation"], read[4]["utilisation"]) == (0.3, 0.3)
+    lines = "".join(json.dumps(line) + "\n" for line in read)
+    (run / "log.jsonl").write_text(lines, encoding="utf-8")
+    assert card.read_log(run) == read  # a log that was kept is not changed again
