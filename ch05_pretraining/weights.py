@@ -249,7 +249,7 @@ def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, torch.Tensor]) -> 
     for theirs, ours in layout.items():
         for place, piece in pieces_of(params, sources[theirs]):
             if theirs.endswith(_GPT2_TRANSPOSED):
-                place, piece = (slice(None), place), piece.T
+                place, piece = (slice(None), place), piece.T  # their rows
             for name, part in zip(ours, piece.chunk(len(ours)), strict=True):
                 own[name][place].copy_(part)
 
