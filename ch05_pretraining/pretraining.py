@@ -98,7 +98,7 @@ def train_val_test_split(
     for share in (train_fraction, train_fraction + val_fraction):
         end = round(share * len(text))
         if end < len(text):
-            end = text.rfind("\n", 0, end) + 1 or end
+            end = text.rfind("\n", 0, end) + 1 or end  # after a line, if there is one
         ends.append(end)
     return text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]
 

@@ -38,8 +38,9 @@ class Live:
         except ValueError as error:
             if moved is None:
                 raise
-            self.figure, alt = plt.figure(figsize=(8, 1)), str(error)
-            self.figure.text(0.02, 0.5, alt)  # a reader may type anything
+            self.figure, ax = plt.subplots(figsize=(8, 1))  # a reader may type anything
+            ax.text(0, 0.5, alt := str(error))
+            ax.axis("off")
         plt.close(self.figure)  # or the notebook would show it once more
         self.metadata = {"image/png": {"alt": alt}}
         if self.shown is not None:
