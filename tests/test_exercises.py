@@ -24,6 +24,7 @@ from torch import nn
 import shared.exercises
 from ch02_text_data.bpe import merge_by_rank
 from shared.appendix_e import LinearWithLoRA, LoRALayer
+from shared.appendix_f import generate_fast, speculate
 from shared.ch02 import SPLIT_PATTERN, split_text
 from shared.ch04 import GPTModel, generate_text_simple
 from shared.ch05 import calc_loss_batch
@@ -38,7 +39,9 @@ FOLDERS = [
     "ch05_pretraining",
     "ch06_classification",
     "ch07_instructions",
+    "ch08_modern_models",
     "appendix_e_lora",
+    "appendix_f_speed",
 ]
 CASES = {}  # (folder, check): (other right answers, wrong answers with their messages)
 
@@ -1848,6 +1851,273 @@ case(
     ],
 )
 
+# Chapter 8
+
+
+def rms(x, scale, eps, axis=-1, mean=torch.mean, root=torch.sqrt):
+    return scale * x / root(mean(x**2, axis, True) + eps)
+
+
+def rms_by_numpy(x, scale, eps):
+    array = x.double().numpy()
+    size = np.sqrt((array * array).mean(-1, keepdims=True) + eps)
+    return torch.from_numpy(array / size) * scale
+
+
+def rms_of_last_three(x, scale, eps):
+    B, T, C = x.shape
+    return rms(x.view(-1, C), scale, eps).view(B, T, C)
+
+
+TIMES = says("times 3")
+case(
+    "ch08",
+    "rms_norm",
+    [
+        (rms, TIMES),
+        (rms_by_numpy, TIMES),
+        (
+            lambda x, s, eps: x.mul_(torch.rsqrt((x * x).mean(-1, True) + eps)) * s,
+            TIMES,
+        ),
+    ],
+    [
+        ((lambda x, s, eps: s * F.layer_norm(x, (8,)), TIMES), "subtract the mean"),
+        ((lambda x, s, eps: F.rms_norm(x, (8,), eps=eps), TIMES), "`scale`"),
+        ((lambda *a: rms(*a, mean=torch.sum), TIMES), "not their sum"),
+        ((lambda *a: rms(*a, root=torch.abs), TIMES), "root of the mean square"),
+        ((lambda *a: rms(*a, axis=1), TIMES), "over the last axis"),
+        ((lambda *a: rms(*a, axis=2), TIMES), "raises IndexError"),
+        ((rms_of_last_three, TIMES), "raises ValueError"),
+        ((lambda x, s, eps: rms(x, s, 1e-5), TIMES), "with eps = 4"),
+        ((lambda x, s, eps: s * x / (x**2).mean(-1).sqrt(), TIMES), "keepdim=True"),
+        ((rms, says("plus 3")), "LayerNorm that does not notice"),
+        ((rms, says("times -3")), "squares forget the sign"),
+        ((rms, says("backwards")), "a scale of its own"),
+        ((rms, says("times 2")), "predict one of 'times 3'"),
+    ],
+)
+
+
+def angle_by_table(cfg, pair, position):
+    """Reduced by full turns, in float32."""
+    D = cfg["emb_dim"] // cfg["n_heads"]
+    speeds = 1.0 / (cfg["rope_base"] ** (torch.arange(0, D, 2) / D))
+    return (torch.tensor([float(position)])[:, None] * speeds)[0, pair] % (2 * math.pi)
+
+
+def angle(cfg, i, position, step=-2, width=None):
+    D = width or cfg["emb_dim"] / cfg["n_heads"]
+    return position * cfg["rope_base"] ** (step * i / D)
+
+
+def first_turn(cfg, last=-1, turn=2 * math.pi, rounded=math.ceil, position=1):
+    pair = cfg["emb_dim"] // cfg["n_heads"] // 2 + last
+    return rounded(turn / angle(cfg, pair, position))
+
+
+def first_turn_by_search(cfg):
+    """Halving an interval, which ends with the first position."""
+    pair = cfg["emb_dim"] // cfg["n_heads"] // 2 - 1
+    low, high = 0, 10**9
+    while high - low > 1:
+        middle = (low + high) // 2
+        turned = angle(cfg, pair, middle) >= math.tau
+        low, high = (low, middle) if turned else (middle, high)
+    return np.int64(high)
+
+
+def first_turn_in_float32(cfg):
+    D = cfg["emb_dim"] // cfg["n_heads"]
+    speed = torch.tensor(cfg["rope_base"]) ** -((D - 2) / D)
+    return torch.ceil(torch.tensor(math.tau) / speed)
+
+
+case(
+    "ch08",
+    "rotary_angles",
+    [
+        (angle_by_table, first_turn_by_search),
+        (angle, first_turn_in_float32),
+        (lambda cfg, i, p: np.float64(angle(cfg, i, p)), lambda cfg: first_turn(cfg)),
+    ],
+    [
+        ((lambda c, i, p: angle(c, i, p, width=c["emb_dim"]), first_turn), "of a head"),
+        ((lambda c, i, p: angle(c, i, p, step=-1), first_turn), "i counts pairs"),
+        (
+            (lambda c, i, p: angle(c, i, p, step=2), first_turn),
+            "later pairs are slower",
+        ),
+        ((lambda c, i, p: math.degrees(angle(c, i, p)), first_turn), "in radians"),
+        ((lambda c, i, p: angle(c, i, 1), first_turn), "angle of one place"),
+        ((lambda c, i, p: angle(c, i, p + 1), first_turn), "pair i turns by"),
+        ((lambda c, i, p: -angle(c, i, p), first_turn), "pair i turns by"),
+        ((lambda c, i, p: [angle(c, i, p)], first_turn), "one number, but returned"),
+        ((lambda c, i: c, first_turn), "raises TypeError"),
+        ((angle, lambda c: first_turn(c, rounded=math.floor)), "round up"),
+        ((angle, lambda c: first_turn(c, rounded=float)), "turned once at place 136"),
+        ((angle, lambda c: first_turn(c, last=0)), "count from 0"),
+        ((angle, lambda c: first_turn(c, turn=math.pi)), "half a turn"),
+        ((angle, lambda c: 7), "turn of the fastest pair"),
+        ((angle, lambda c: first_turn(c, turn=360)), "2 pi is a turn"),
+        ((angle, lambda c: first_turn({**c, "rope_base": 100.0})), "base 10,000"),
+        ((angle, lambda c: c["emb_dims"]), r"raises KeyError \(.emb_dims"),
+    ],
+)
+
+
+def bytes_of_caches(
+    cfg, tokens, size, both=2, heads="n_kv_heads", of="n_heads", n=None
+):
+    D = cfg["emb_dim"] // cfg[of]
+    return both * (n or cfg["n_layers"]) * cfg[heads] * D * tokens * size
+
+
+case(
+    "ch08",
+    "grouped_cache_bytes",
+    [
+        lambda c, t, s: sum(
+            s * t * c["emb_dim"] * c["n_kv_heads"] / c["n_heads"]
+            for _ in range(2 * c["n_layers"])
+        ),
+        lambda c, t, s: torch.tensor(bytes_of_caches(c, t, s)),
+    ],
+    [
+        (lambda *a: bytes_of_caches(*a, heads="n_heads"), "not H heads"),
+        (
+            lambda *a: bytes_of_caches(*a, of="n_kv_heads"),
+            "of C / H numbers",
+        ),
+        (lambda *a: bytes_of_caches(*a, both=1), "both kept"),
+        (lambda *a: bytes_of_caches(*a, n=1), "each block has a cache"),
+        (lambda c, t, s: bytes_of_caches(c, t, 4), "here a number takes 2 bytes"),
+        (lambda c, t, s: bytes_of_caches(c, t, 1), "here a number takes 4 bytes"),
+        (
+            lambda c, t, s: bytes_of_caches({**c, "n_kv_heads": 1}, t, s),
+            "all G heads of keys",
+        ),
+        (
+            lambda c, t, s: 2 * c["n_layers"] * c["n_kv_heads"] * c["emb_dim"] * t * s,
+            "not all C",
+        ),
+        (lambda c, t, s: bytes_of_caches(c, 16, s), "count one block"),
+        (lambda c, t, s: 2 * c["n_layers"] * c["n_kv_heads"] * t * s, "D = C / H"),
+        (lambda c, t, s: 0, "you say 0"),
+        (lambda c, t, s: f"{bytes_of_caches(c, t, s)}", "whole number, but returned '"),
+        (lambda c, t, s: c.n_layers, "raises AttributeError"),
+    ],
+)
+
+
+def block_by_numpy(block):
+    d, m = np.frombuffer(block, "<f2", count=2)  # float16 to the end
+    levels = np.frombuffer(block, np.uint8, offset=4)
+    return np.concatenate([levels % 16, levels // 16]).astype("f2") * d + m
+
+
+def block_by_torch(block):
+    blocks = torch.tensor([list(block)], dtype=torch.uint8)
+    d, m = blocks[:, :4].contiguous().view(torch.float16)[0]
+    return d * torch.cat([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], dim=1) + m  # (1, 32)
+
+
+def block_one_by_one(block):
+    d, m = (int.from_bytes(block[i : i + 2], "little") for i in (0, 2))
+    d, m = torch.tensor([d, m]).to(torch.int16).view(torch.float16).double()
+    for i in range(32):
+        yield m + d * (block[4 + i % 16] // 16 ** (i // 16) % 16)
+
+
+def block(block, first="low", order="<ee", number=lambda d, n, m: d * n + m, upper=1):
+    d, m = np.frombuffer(block[:4], order[0] + "f2").tolist()
+    low, high = [b & 15 for b in block[4:]], [(b >> 4) * upper for b in block[4:]]
+    halves = {
+        "low": low + high,
+        "high": high + low,
+        "mixed": [n for pair in zip(low, high, strict=True) for n in pair],
+    }
+    return [number(d, n, m) for n in halves[first]]
+
+
+case(
+    "ch08",
+    "take_apart",
+    [block_by_numpy, block_by_torch, block_one_by_one, lambda b: tuple(block(b))],
+    [
+        (lambda b: block(b, "mixed"), "not neighbours"),
+        (lambda b: block(b, "high"), "the lower four bits are the first half"),
+        (lambda b: block(b, number=lambda d, n, m: d * n), "m is missing"),
+        (lambda b: block(b, number=lambda d, n, m: d * n - m), "so it is added"),
+        (lambda b: block(b, number=lambda d, n, m: m * n + d), "d stands first"),
+        (lambda b: block(b, number=lambda d, n, m: d * (n - 8) + m), "not from -8"),
+        (lambda b: block(b, order=">"), "lower byte of a float16"),
+        (lambda b: block(b, upper=16), "moved down"),
+        (lambda b: block(b, number=lambda d, n, m: d * (n + 1) + m), "number 0|d n"),
+        (lambda b: block(b)[:16], "32 numbers are wanted, not 16"),
+        (lambda b: [math.nan] * 32, "number 0 of block 1"),
+        (lambda b: b.view(torch.float16), "raises AttributeError.*of type bytes"),
+        (lambda b: block(b)[0], "should return 32 numbers, but returned"),
+    ],
+)
+
+
+def change_at(model, change, ids, over=-1, size=torch.Tensor.abs, copied=copy.deepcopy):
+    other = copied(model)
+    change(other)
+    return size(other(ids) - model(ids)).amax(over).squeeze()
+
+
+def change_as_list(model, change, ids):
+    before, other = model(ids)[0], type(model)(model.cfg).eval()
+    other.load_state_dict(model.state_dict())
+    change(other)
+    after = other(ids)[0]
+    pairs = zip(before, after, strict=True)
+    return [max(map(abs, (a - b).tolist())) for a, b in pairs]
+
+
+def change_of_probabilities(model, change, ids):
+    other = copy.deepcopy(model)
+    change(other)
+    return (other(ids).softmax(-1) - model(ids).softmax(-1)).abs().amax(-1)
+
+
+SURE = says(
+    {
+        "another base": "not at 0",
+        "other pairs": "everywhere",
+        "later places": "nowhere",
+        "another gate": "everywhere",
+    }
+)
+case(
+    "ch08",
+    "changed_logits",
+    [
+        (change_at, SURE),
+        (change_as_list, SURE),
+        (lambda *a: change_at(*a).numpy(), SURE),
+        (lambda *a: change_at(*a)[None], SURE),
+    ],
+    [
+        ((lambda *a: change_at(*a, copied=lambda m: m), SURE), "itself was changed"),
+        ((lambda *a: change_at(*a, copied=copy.copy), SURE), "itself was changed"),
+        ((lambda *a: change_at(*a, size=torch.clone), SURE), "largest absolute"),
+        ((lambda *a: change_at(*a, over=1), SURE), "8 numbers are wanted, not 50"),
+        ((lambda *a: change_at(*a, over=(1, 2)), SURE), "8 numbers are wanted, not 1"),
+        ((lambda m, c, ids: torch.zeros(ids.shape[1]), SURE), "change of a logit at"),
+        ((change_of_probabilities, SURE), "compare the two models' logits"),
+        ((lambda m, c, ids: m(ids)[0, :, 0], SURE), "place . is .*, not"),
+        ((lambda m, c, ids: c(m)(ids), SURE), "raises TypeError"),
+        ((change_at, says({"other pairs": "nowhere"})), "should return one of"),
+        (
+            (change_at, says(dict.fromkeys(SURE(), "somewhere"))),
+            "predict one of 'nowhere'",
+        ),
+    ],
+)
+
 # Appendix E
 
 
@@ -2079,6 +2349,182 @@ case(
     ],
 )
 
+# Appendix F
+
+
+def token_bytes(cfg, int8, weight=(4, 1), scale=4, rest=4, head=1, table=0):
+    C, V, L = cfg["emb_dim"], cfg["vocab_size"], cfg["n_layers"]
+    weights, rows = 12 * L * C * C + head * V * C, 9 * L * C + head * V
+    others = L * (10 * C + 3 * C * cfg["qkv_bias"])
+    n = weight[bool(int8)] * weights + (scale * rows if int8 else 0) + rest * others
+    return n + table * 4 * C * (V + cfg["context_length"])
+
+
+def token_bytes_of_layers(cfg, int8):
+    """Layer by layer, with the final norm and a row of each embedding."""
+    with torch.device("meta"):
+        model = GPTModel(cfg)
+    total = sum(p.nbytes for p in model.final_norm.parameters()) + 8 * cfg["emb_dim"]
+    for part in (model.trf_blocks, model.out_head):
+        for p in part.parameters():
+            codes = p.numel() + 4 * len(p)
+            total += codes if int8 and p.dim() == 2 else p.nbytes
+    return torch.tensor(total)
+
+
+def rate_of(count, share=1.0):
+    return lambda cfg, int8, bandwidth: share * bandwidth / count(cfg, int8)
+
+
+def bytes_with(**options):
+    return lambda cfg, int8: token_bytes(cfg, int8, **options)
+
+
+RATE = rate_of(token_bytes)
+case(
+    "appendix_f",
+    "tokens_per_second",
+    [
+        (token_bytes, RATE),
+        (token_bytes_of_layers, rate_of(token_bytes_of_layers)),
+        (lambda cfg, int8: float(token_bytes(cfg, int8)), lambda *a: int(RATE(*a))),
+    ],
+    [
+        ((lambda cfg, int8: token_bytes(cfg, False), RATE), "look at `int8`"),
+        ((bytes_with(weight=(1, 1), rest=1), RATE), "of four bytes each"),
+        ((bytes_with(head=0), RATE), "all its V C weights"),
+        ((bytes_with(table=1), RATE), "one row is read"),
+        ((bytes_with(rest=0), RATE), "biases and the numbers of their norms"),
+        ((bytes_with(scale=0), RATE), "a scale of four bytes"),
+        ((bytes_with(scale=2), RATE), "in 9 C rows"),
+        ((lambda cfg, int8: cfg["width"], RATE), r"raises KeyError \('width'\)"),
+        ((lambda cfg, int8: [1], RATE), r"one number, but returned \[1\]"),
+        ((token_bytes, lambda c, i, b: token_bytes(c, i) / b), "seconds a token takes"),
+        ((token_bytes, rate_of(lambda c, i: token_bytes(c, 0))), "rate for float32"),
+        ((token_bytes, rate_of(token_bytes, 1 / 8)), "not in bits"),
+        ((token_bytes, rate_of(token_bytes, 2)), "once for each token"),
+    ],
+)
+
+
+def coded(row, bits, top=None, size=lambda w: w.abs().max(), near=torch.round, wide=1):
+    top = 2 ** (bits - 1) - 1 if top is None else top(bits)
+    scale = wide * size(row).clamp(min=1e-30) / top
+    return near(row / scale), scale
+
+
+def coded_by_hand(row, bits):
+    """A loop, whole numbers of Python, and halves away from zero."""
+    top = 2 ** (bits - 1) - 1
+    scale = max(abs(w) for w in row.tolist()) / top
+    if scale == 0:
+        return [0] * len(row), 0.0
+    codes = [math.copysign(math.floor(abs(w) / scale + 0.5), w) for w in row.tolist()]
+    return [int(q) for q in codes], scale
+
+
+def coded_by_numpy(row, bits):
+    w = row.numpy().astype(np.float64)
+    scale = np.abs(w).max(keepdims=True) / (2 ** (bits - 1) - 1)
+    codes = np.rint(np.divide(w, scale, out=np.zeros_like(w), where=scale > 0))
+    return codes.astype(np.int8), scale
+
+
+def coded_in_place(row, bits):
+    codes, scale = coded(row, bits)
+    return row.copy_(codes), scale
+
+
+def coded_from_the_lowest(row, bits):
+    scale = (row.max() - row.min()) / (2**bits - 1)
+    return ((row - row.min()) / scale).round(), scale
+
+
+def coded_and_cut_off(row, bits):
+    codes, scale = coded(row, bits, top=lambda b: 2 ** (b - 1))
+    return codes.clamp(-(2 ** (bits - 1) - 1), 2 ** (bits - 1) - 1), scale
+
+
+case(
+    "appendix_f",
+    "quantise",
+    [coded, coded_by_hand, coded_by_numpy, lambda r, b: list(coded(r, b))],
+    [
+        (lambda r, b: coded(r, b, top=lambda b: 127), "codes go from -7 to 7"),
+        (lambda r, b: coded(r, b, top=lambda b: 2 ** (b - 1)), "from -127 to 127"),
+        (lambda r, b: coded(r, b, size=torch.max), "largest number below zero.*size"),
+        (lambda r, b: coded(r, b, near=torch.floor), "do not cut off"),
+        (lambda r, b: coded(r, b, near=torch.trunc), "do not cut off"),
+        (lambda r, b: coded(r, b, near=lambda q: q), "codes are whole numbers"),
+        (lambda r, b: coded(r, b, wide=1.5), "larger error than needed|off by"),
+        (lambda r, b: coded(r, b, wide=-1), "the size of a step, not -"),
+        (lambda r, b: (r / r.abs().max(), 1.0), "whole numbers"),
+        (lambda r, b: (r * 0, r.abs().max()), "off by 1.00 steps.*s q should be near"),
+        (lambda r, b: coded(r, b)[::-1], "codes are wanted, one for each"),
+        (
+            lambda r, b: ((r * (2 ** (b - 1) - 1) / r.abs().max()).round(), 1 / 127),
+            "off by",
+        ),
+        (
+            lambda r, b: ((r / (s := r.abs().max() / (2 ** (b - 1) - 1))).round(), s),
+            "zeros, 8 bits.*divide by zero",
+        ),
+        (coded_from_the_lowest, "as many on each side of zero"),
+        (coded_and_cut_off, "off by"),
+        (coded_in_place, "changed its argument `row`"),
+        (lambda r, b: coded(r, b)[0], "codes of the row and its scale, but returned"),
+        (lambda r: r, "raises TypeError"),
+    ],
+)
+
+
+def calls_of(where, prompt_too=False, kept=None):
+    """How many calls a hook counts; `kept` is a list that is never emptied."""
+
+    def count(model, prompt, n):
+        calls = [] if kept is None else kept
+        hook = where(model).register_forward_hook(lambda *_: calls.append(1))
+        text = speculate(model, prompt, n)
+        hook.remove()
+        return (len(text) if prompt_too else n) - len(calls)
+
+    return count
+
+
+def saved_by_the_head(model, prompt, n):
+    """The head in place of a hook counts, and greedy's calls are counted too."""
+    calls, plain = [], model.out_head.forward
+    model.out_head.forward = lambda x: (calls.append(1), plain(x))[1]
+    generate_fast(model, [prompt], n, model.cfg["context_length"])
+    greedy = len(calls)
+    speculate(model, prompt, n)
+    model.out_head.forward = plain
+    return torch.tensor(2 * greedy - len(calls))
+
+
+def final_norm(model):
+    return model.final_norm
+
+
+SAVED, STORY = calls_of(final_norm), says("short story")
+case(
+    "appendix_f",
+    "calls_saved",
+    [(saved_by_the_head, STORY), (calls_of(lambda m: m.trf_blocks[1].ff), STORY)],
+    [
+        ((calls_of(lambda m: m), STORY), "never calls the model or"),
+        ((lambda m, p, n: n - SAVED(m, p, n), STORY), "greedy writing calls once"),
+        ((calls_of(final_norm, prompt_too=True), STORY), "were there before"),
+        ((lambda m, p, n: -SAVED(m, p, n), STORY), "tokens less calls"),
+        ((lambda m, p, n: SAVED(m, p, n) / n, STORY), "not their share"),
+        ((calls_of(final_norm, kept=[]), STORY), "from 0 for each text"),
+        ((lambda m, p, n: n - 3 * (n - SAVED(m, p, n)), STORY), "of every block"),
+        ((lambda m, p, n: [n], STORY), "should return one number of calls"),
+        ((lambda m, p, n: speculate(m, p), STORY), "raises TypeError"),
+        ((SAVED, says("the story")), "predict one of 'repeating text', 'short story'"),
+    ],
+)
+
 # All of them
 
 NAMES = [f"{folder}-{check}" for folder, check in CASES]
@@ -2142,7 +2588,7 @@ def sentence_of(check, answers):
     with pytest.raises(NotYet) as refusal:
         check(*answers)
     [sentence] = refusal.value._render_traceback_()
-    assert re.match(r"Exercise (2b|\d|E)\.\d: ", sentence), sentence
+    assert re.match(r"Exercise (2b|\d|[EF])\.\d: ", sentence), sentence
     assert "\n" not in sentence and sentence == str(refusal.value)
     return sentence
 

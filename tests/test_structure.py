@@ -9,8 +9,16 @@ from tools.export import ROOT, chapter_notebooks, is_of_course
 
 CHAPTERS = list(dict.fromkeys(path.parent.name for path in chapter_notebooks()))
 PROGRAMS = ("pretrain", "tools")
-# One program of chapter 6 trains by appendix E's method too, for one table of all.
-EXCEPTIONS = {("ch06_classification.compare", "shared.appendix_e")}
+# Programs that compare may look further: chapter 6's tries appendix E's method too, and
+# chapter 7's judge is a model that chapter 8 reads. Chapter 8 finetunes it by appendix
+# E, on chapter 7's splits and scored as there.
+EXCEPTIONS = {
+    ("ch06_classification.compare", "shared.appendix_e"),
+    ("ch07_instructions.judge", "shared.ch08"),
+    ("ch08_modern_models.finetune", "shared.appendix_e"),
+    ("ch08_modern_models.finetune", "ch07_instructions.compare"),
+    ("ch08_modern_models.finetune", "ch07_instructions.scoring"),
+}
 MODULES = {
     f"{folder}.{path.stem}": path
     for folder in [*CHAPTERS, *PROGRAMS, "shared"]

@@ -40,6 +40,11 @@ assert net.eval()(torch.tensor([[1, 2, 49]])).shape == (1, 2)
 inputs, targets = custom_collate_fn([[1, 2], [3]])
 assert targets.tolist() == [[2, 50256], [50256, -100]]
 """,
+    "ch08": """
+cfg = dict(vocab_size=50, context_length=16, emb_dim=24, hidden_dim=64, n_layers=2)
+cfg |= dict(n_heads=4, n_kv_heads=2, rope_base=1e4, norm_eps=1e-5)
+assert LlamaModel(cfg)(torch.tensor([[1, 2, 3]])).shape == (1, 3, 50)
+""",
     "appendix_a": """
 a = Value(3)
 (a * a).backward()
@@ -49,6 +54,10 @@ assert a.grad == 6
 linear = torch.nn.Linear(8, 6)
 adapted = LinearWithLoRA(linear, rank=2, alpha=4)
 assert torch.equal(adapted(torch.ones(3, 8)), linear(torch.ones(3, 8)))
+""",
+    "appendix_f": """
+codes, scales = quantise_rows(torch.eye(3))
+assert codes.tolist() == (127 * torch.eye(3)).tolist()
 """,
 }
 

@@ -1,0 +1,77 @@
+"""What appendix F refuses, and in which words."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ch04_gpt_model.guards import check_length
+from ch05_pretraining.guards import check_counts
+
+__all__ = ["check_features", "check_group", "check_room", "check_texts"]
+
+
+def check_features(
+    features: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int
+) -> None:
+    """Refuse vectors, a head and targets that do not belong together."""
+    check_counts(chunk=chunk)
+    if features.shape[:-1] != targets.shape or features.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"features {tuple(features.shape)}, weight {tuple(weight.shape)} and "
+            f"targets {tuple(targets.shape)} do not fit; they should be (..., C), "
+            "(V, C) and (...)"
+        )
+    if not (targets != -100).any():
+        raise ValueError("no target counts: every one is -100")
+
+
+def check_group(weight: torch.Tensor, group: int) -> None:
+    """Refuse groups into which a row cannot be cut, or that no byte can be made of."""
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be a matrix, not {tuple(weight.shape)}")
+    if group < 2 or group % 2 or weight.shape[1] % group:
+        raise ValueError(
+            f"a row of {weight.shape[1]} numbers cannot be cut into groups of {group}; "
+            "the size of a group must be even and divide it"
+        )
+
+
+def check_texts(
+    model, prompts: Iterable[Sequence[int]], max_new_tokens: int, context_size: int
+) -> list[list[int]]:
+    """The prompts as lists of ids; refuse what no text can be continued from."""
+    check_length("context_size", context_size, model.cfg["context_length"])
+    texts = [torch.as_tensor(ids).tolist() for ids in prompts]
+    V = model.cfg["vocab_size"]
+    if not texts:
+        raise ValueError("there are no prompts; give at least one list of ids")
+    for number, ids in enumerate(texts):
+        if not isinstance(ids, list) or not ids:
+            raise ValueError(
+                f"prompt {number} is {ids!r}; each must be a list of at least one id, "
+                "and <|endoftext|> alone will do"
+            )
+        unknown = [i for i in ids if not isinstance(i, int) or not 0 <= i < V]
+        if unknown:
+            raise ValueError(
+                f"prompt {number} holds {unknown[0]!r}, but vocab_size is {V}: ids are "
+                f"whole numbers from 0 to {V - 1}"
+            )
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be 0 or more, not {max_new_tokens}")
+    return texts
+
+
+def check_room(
+    model, prompt: Sequence[int], max_new_tokens: int, n_gram: int, n_guesses: int
+) -> list[int]:
+    """The prompt as a list of ids; refuse a text that would outgrow the context."""
+    longest = model.cfg["context_length"]
+    (text,) = check_texts(model, [prompt], max_new_tokens, longest)
+    check_counts(n_gram=n_gram, n_guesses=n_guesses)
+    if len(text) + max_new_tokens > longest:
+        raise ValueError(
+            f"{len(text)} tokens and {max_new_tokens} new ones do not fit into "
+            f"context_length {longest}; ask for fewer, or use generate_fast"
+        )
+    return text

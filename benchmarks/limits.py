@@ -1,0 +1,46 @@
+"""What this machine can do at most: multiplications and bytes a second.
+
+    python -m benchmarks limits [--quick]
+
+The other tables state what share of them each contestant reaches.
+"""
+
+import time
+
+import pandas as pd
+import torch
+
+from benchmarks import choose_device
+from pretrain.hardware import matmul_flops
+
+MEMORY_BYTES = 2**28
+
+
+def read_rate(device: torch.device, seconds: float) -> float:
+    """The most bytes a second that the sum of a large array has fetched."""
+    large = torch.ones(MEMORY_BYTES // 4, device=device)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end or best == 0:
+        start = time.perf_counter()
+        large.sum().item()
+        best = max(best, MEMORY_BYTES / (time.perf_counter() - start))
+    return best
+
+
+def measure_limits(device: torch.device, quick: bool = False) -> dict[str, float]:
+    """Operations a second in float32 and, if it is faster, bfloat16; bytes a second."""
+    seconds = 0.3 if quick else 2.0
+    limits = {"float32": matmul_flops(device, torch.float32, seconds)}
+    bfloat16 = matmul_flops(device, torch.bfloat16, seconds)
+    if bfloat16 > 1.2 * limits["float32"]:  # else it is converted to and fro
+        limits["bfloat16"] = bfloat16
+    return limits | {"bytes": read_rate(device, seconds)}
+
+
+def tables(quick: bool) -> dict[str, pd.DataFrame]:
+    """The limits, as one table."""
+    limits = measure_limits(choose_device(), quick)
+    units = {"float32": "GFLOP/s", "bfloat16": "GFLOP/s", "bytes": "GB/s read"}
+    names = [f"{name}, {units[name]}" for name in limits]
+    values = [value / 1e9 for value in limits.values()]
+    return {"Limits": pd.DataFrame({"at most": values}, index=names).round(1)}

@@ -1,0 +1,539 @@
+"""Appendix F: every shortcut against the plain way, and bad input."""
+
+import copy
+import itertools
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from models import TINY, random_gpt
+from torch import nn
+
+from shared.appendix_f import (
+    LinearInt4,
+    LinearInt8,
+    chunked_cross_entropy,
+    dequantise_groups,
+    generate_fast,
+    guess_next,
+    quantise_groups,
+    quantise_rows,
+    quantised,
+    read_at,
+    speculate,
+    store_by_columns,
+    stream,
+)
+from shared.ch04 import generate_text_simple
+from shared.ch05 import calc_loss_batch, generate
+
+V, CONTEXT = TINY["vocab_size"], TINY["context_length"]
+few = settings(max_examples=25, deadline=None)
+ids = st.integers(0, V - 1)
+# float64: no two logits are so near that rounding could choose between them
+MODEL = random_gpt({**TINY, "qkv_bias": True}).double()
+
+
+def make_model(seed=0, **changes):
+    return random_gpt({**TINY, **changes}, seed)
+
+
+def make_ids(*shape):
+    return torch.randint(V, shape, generator=torch.Generator().manual_seed(1))
+
+
+# The loss in chunks
+
+
+def loss_and_gradients(loss_of, *tensors):
+    tensors = [t.clone().requires_grad_() for t in tensors]
+    loss = loss_of(*tensors)
+    (3 * loss).backward()  # not 1, so that the gradient from above matters
+    return [loss.detach(), *(t.grad for t in tensors)]
+
+
+def plain(features, weight, targets):
+    logits = features @ weight.t()
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+@few
+@given(
+    shape=st.sampled_from([(1,), (5,), (2, 3), (2, 2, 4)]),
+    chunk=st.integers(1, 20),
+    ignored=st.floats(0, 0.9),
+    seed=st.integers(0, 99),
+)
+def test_loss_in_chunks_is_the_loss_and_so_are_its_gradients(
+    shape, chunk, ignored, seed
+):
+    chance = torch.Generator().manual_seed(seed)
+    features = torch.randn(*shape, 7, generator=chance, dtype=torch.float64)
+    weight = 3 * torch.randn(11, 7, generator=chance, dtype=torch.float64)
+    targets = torch.randint(11, shape, generator=chance)
+    left_out = torch.rand(shape, generator=chance) < ignored
+    left_out.view(-1)[0] = False
+    targets[left_out] = -100
+    expected = loss_and_gradients(
+        lambda f, w: plain(f[None], w, targets[None]), features, weight
+    )
+    found = loss_and_gradients(
+        lambda f, w: chunked_cross_entropy(f, w, targets, chunk), features, weight
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradients_are_handed_out_once():
+    """They are not copied; so a second time they would be wrong, and are refused."""
+    features, weight = torch.randn(5, 3), torch.randn(4, 3, requires_grad=True)
+    loss = chunked_cross_entropy(features, weight, torch.tensor([0, 3, -100, 1, 1]))
+    (2 * loss).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_loss_far_from_the_target_does_not_overflow():
+    features, weight = torch.tensor([[1e4]]), torch.tensor([[1.0], [-1.0]])
+    loss = chunked_cross_entropy(features, weight, torch.tensor([1]))
+    assert loss.item() == pytest.approx(2e4)
+
+
+def test_a_model_with_a_tied_head_gets_the_same_gradients():
+    grads, inputs, targets = [], make_ids(3, 9), make_ids(3, 9)
+    for chunked in (False, True):
+        model = make_model(tie_weights=True).train()
+        if chunked:
+            weight = model.out_head.weight
+            loss = chunked_cross_entropy(model.features(inputs), weight, targets, 4)
+        else:
+            loss = calc_loss_batch(inputs, targets, model, "cpu")
+        loss.backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_under_autocast_the_loss_is_that_of_bfloat16_products():
+    features, weight, targets = torch.randn(6, 8), torch.randn(9, 8), make_ids(6) % 9
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss_and_gradients(
+            lambda f, w: chunked_cross_entropy(f, w, targets, 4), features, weight
+        )
+    exact = loss_and_gradients(
+        lambda f, w: plain(f[None], w, targets[None]), features, weight
+    )
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+    assert not torch.equal(found[0], exact[0])
+
+
+@pytest.mark.skipif(
+    not hasattr(F, "linear_cross_entropy"), reason="this torch has none of its own"
+)
+def test_loss_is_torch_s_own():
+    features, weight, targets = torch.randn(6, 8), torch.randn(9, 8), make_ids(6) % 9
+    ours = chunked_cross_entropy(features, weight, targets, 4)
+    theirs = F.linear_cross_entropy(features, weight, targets)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "chunk", "message"),
+    [
+        (((4, 8), (9, 8), (4,)), 0, "chunk must be 1 or more, not 0"),
+        (((4, 8), (9, 7), (4,)), 2, r"do not fit; they should be \(..., C\)"),
+        (((4, 8), (9, 8), (5,)), 2, r"targets \(5,\) do not fit"),
+    ],
+)
+def test_what_the_loss_refuses(shapes, chunk, message):
+    features, weight, targets = (torch.zeros(shape) for shape in shapes)
+    with pytest.raises(ValueError, match=message):
+        chunked_cross_entropy(features, weight, targets.long(), chunk)
+
+
+def test_a_loss_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no target counts"):
+        chunked_cross_entropy(
+            torch.zeros(2, 3), torch.zeros(4, 3), torch.full((2,), -100)
+        )
+
+
+# Layout
+
+VARIANTS = [
+    {"qkv_bias": bias, "tie_weights": tied}
+    for bias in (False, True)
+    for tied in (False, True)
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_layout_changes_strides_and_nothing_else(variant):
+    model, text = make_model(**variant), make_ids(2, 12)
+    parameters = list(model.parameters())
+    logits = model(text)
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    written = generate_text_simple(model, text, 9, 16, use_cache=True)
+    store_by_columns(model)
+
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert len(linears) == 3 * 6 + 1
+    assert all(layer.weight.stride()[0] == 1 for layer in linears)
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert (model.out_head.weight is model.tok_emb.weight) == variant["tie_weights"]
+    assert torch.allclose(model(text), logits, atol=1e-5)
+    again = generate_text_simple(model, text, 9, 16, use_cache=True)
+    assert torch.equal(again, written)
+    for name, value in model.state_dict().items():
+        assert value.is_contiguous() and torch.equal(value, values[name]), name
+
+
+def test_layout_is_changed_once():
+    model = make_model(tie_weights=True)
+    store_by_columns(model)
+    places = [p.data_ptr() for p in model.parameters()]
+    hooks = len(model._state_dict_hooks)
+    store_by_columns(model)
+    assert [p.data_ptr() for p in model.parameters()] == places
+    assert len(model._state_dict_hooks) == hooks == 1
+
+
+def test_a_model_by_columns_is_saved_and_loaded_with_safetensors(tmp_path):
+    model, other, text = make_model(0), make_model(1), make_ids(2, 12)
+    logits = model(text)
+    store_by_columns(model)
+    store_by_columns(other)
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    other.load_state_dict(safetensors.torch.load_file(path))
+    assert torch.allclose(other(text), logits, atol=1e-5)
+    assert other.out_head.weight.stride() == (1, 61)
+    copied = copy.deepcopy(other)
+    assert copied.out_head.weight.stride() == (1, 61)
+    assert torch.allclose(copied(text), logits, atol=1e-5)
+
+
+def test_a_model_by_columns_trains_as_before():
+    losses = []
+    for by_columns in (False, True):
+        model, text = make_model(tie_weights=True).train(), make_ids(4, 16)
+        if by_columns:
+            store_by_columns(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for _ in range(5):
+            loss = calc_loss_batch(text[:, :-1], text[:, 1:], model, "cpu")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert abs(losses[0] - losses[1]) < 1e-3
+
+
+# Reading at positions
+
+
+@few
+@given(
+    texts=st.lists(st.lists(ids, min_size=2, max_size=8), min_size=1, max_size=4),
+    data=st.data(),
+)
+def test_texts_read_piece_by_piece_are_texts_read_whole(texts, data):
+    """Each row is cut somewhere of its own; both of its pieces are padded."""
+    cuts = [data.draw(st.integers(1, len(text) - 1)) for text in texts]
+    slots = MODEL.pos_emb.weight.new_zeros(3, 2, len(texts), 3, CONTEXT, 8)
+    found = [[] for _ in texts]
+    for starts, ends in (([0] * len(texts), cuts), (cuts, map(len, texts))):
+        pieces = [t[a:b] for t, a, b in zip(texts, starts, ends, strict=True)]
+        T = max(map(len, pieces))
+        padded = torch.tensor([piece + [60] * (T - len(piece)) for piece in pieces])
+        positions = torch.tensor(starts)[:, None] + torch.arange(T)
+        vectors = read_at(MODEL, padded, positions, slots)
+        for parts, piece, row in zip(found, pieces, vectors, strict=True):
+            parts.append(row[: len(piece)])
+    for text, parts in zip(texts, found, strict=True):
+        whole = MODEL.features(torch.tensor([text]))[0]
+        torch.testing.assert_close(torch.cat(parts), whole)
+
+
+# Texts together
+
+prompt_lists = st.lists(
+    st.lists(ids, min_size=1, max_size=CONTEXT + 4), min_size=1, max_size=5
+)
+
+
+def one_by_one(model, prompts, *arguments, **others):
+    return [
+        generate(model, torch.tensor([text]), *arguments, **others)[0].tolist()
+        for text in prompts
+    ]
+
+
+@few
+@given(
+    prompts=prompt_lists,
+    new=st.integers(0, 12),
+    context=st.integers(1, CONTEXT),
+    eos_id=st.one_of(st.none(), ids),
+)
+@example(prompts=[[1]], new=0, context=1, eos_id=None)
+@example(prompts=[[3] * 20, [3]], new=6, context=4, eos_id=None)
+def test_texts_together_are_texts_one_by_one(prompts, new, context, eos_id):
+    """Whatever their lengths, their ends, and whether they outgrow the context."""
+    wanted = one_by_one(MODEL, prompts, new, context, eos_id=eos_id)
+    assert generate_fast(MODEL, prompts, new, context, eos_id=eos_id) == wanted
+
+
+@pytest.mark.parametrize("variant", [{}, {"tie_weights": True}], ids=str)
+def test_the_end_of_one_text_is_not_the_end_of_the_others(variant):
+    model, prompts = make_model(**variant), [[1, 2, 3], [4], [5, 6]]
+    free = one_by_one(model, prompts, 8, CONTEXT)
+    eos_id = free[0][len(prompts[0]) + 2]
+    wanted = one_by_one(model, prompts, 8, CONTEXT, eos_id=eos_id)
+    assert len({len(t) - len(p) for t, p in zip(wanted, prompts, strict=True)}) > 1
+    assert generate_fast(model, prompts, 8, CONTEXT, eos_id=eos_id) == wanted
+
+
+def test_padding_leaves_no_trace():
+    """The same text, alone and beside one that makes its row as long as it can be."""
+    alone = generate_fast(MODEL, [[7, 8]], 5, CONTEXT)[0]
+    for other in ([9] * 3, [10] * 11, [11] * 30):
+        assert generate_fast(MODEL, [[7, 8], other], 5, CONTEXT)[0] == alone
+        assert generate_fast(MODEL, [other, [7, 8]], 5, CONTEXT)[1] == alone
+
+
+def test_sampling_draws_as_chapter_5_does():
+    text, options = make_ids(3, 6), {"temperature": 1.5, "top_k": 20, "top_p": 0.9}
+    chances = [torch.Generator().manual_seed(5) for _ in range(2)]
+    wanted = generate(MODEL, text, 14, CONTEXT, generator=chances[0], **options)
+    found = generate_fast(MODEL, text, 14, CONTEXT, generator=chances[1], **options)
+    assert found == wanted.tolist()
+
+
+def test_dropout_and_gradients_stay_where_they_were():
+    model = make_model(drop_rate=0.5).train()
+    steps = stream(model, [[1, 2], [3]], 20, 8)
+    assert not next(steps).requires_grad
+    assert torch.is_grad_enabled() and model.training
+    steps.close()
+    assert torch.is_grad_enabled() and model.training
+    quiet = make_model().eval()
+    assert generate_fast(model, [[1, 2], [3]], 20, 8) == generate_fast(
+        quiet, [[1, 2], [3]], 20, 8
+    )
+
+
+def test_a_stream_gives_each_token_when_it_is_drawn():
+    calls = []
+    model = make_model()
+    model.out_head.register_forward_hook(lambda *_: calls.append(1))
+    for number, drawn in enumerate(stream(model, [[1, 2], [3]], 5, 16), start=1):
+        assert drawn.shape == (2,) and len(calls) == number
+    assert number == 5
+
+
+def test_the_head_reads_one_vector_of_each_text():
+    shapes, model = [], make_model()
+    model.out_head.register_forward_hook(lambda m, x, y: shapes.append(y.shape))
+    generate_fast(model, [[1, 2, 3, 4], [5]], 3, 16)
+    assert shapes == [(2, V)] * 3
+
+
+def test_a_prompt_is_read_in_one_pass():
+    passes, model = [], make_model()
+    model.final_norm.register_forward_hook(lambda m, x, y: passes.append(y.shape[:2]))
+    generate_fast(model, [[1] * 9, [5]], 3, 16)
+    assert passes == [(2, 9), (2, 1), (2, 1)]
+
+
+# Guesses
+
+
+def naive_guess(text, n, k):
+    starts = range(len(text) - n)
+    found = [s for s in starts if text[s : s + n] == text[len(text) - n :]]
+    return text[found[-1] + n :][:k] if found else []
+
+
+@given(
+    text=st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    n=st.integers(1, 4),
+    k=st.integers(1, 6),
+)
+def test_guesses_are_what_followed_before(text, n, k):
+    if n <= len(text):
+        assert guess_next(text, n, k) == naive_guess(text, n, k)
+    else:
+        assert guess_next(text, n, k) == []
+
+
+@few
+@given(
+    prompt=st.lists(st.integers(0, 3), min_size=1, max_size=10),
+    new=st.integers(0, 6),
+    eos_id=st.one_of(st.none(), ids),
+    n_gram=st.integers(1, 3),
+    n_guesses=st.integers(1, 9),
+)
+def test_speculation_is_greedy(prompt, new, eos_id, n_gram, n_guesses):
+    (wanted,) = one_by_one(MODEL, [prompt], new, CONTEXT, eos_id=eos_id)
+    assert speculate(MODEL, prompt, new, eos_id, n_gram, n_guesses) == wanted
+
+
+@pytest.mark.parametrize("right", [0, 1, 3, 8])
+def test_right_guesses_save_passes_and_wrong_ones_do_not_matter(monkeypatch, right):
+    """Guesses that are greedy's own up to some place, and wrong from there on."""
+    prompt, new, passes = [1, 2, 3], 12, []
+    (wanted,) = generate_fast(MODEL, [prompt], new, CONTEXT)
+
+    def guess(text, n_gram, n_guesses):
+        truth = wanted[len(text) : len(text) + n_guesses]
+        return truth[:right] + [(i + 1) % V for i in truth[right:]]
+
+    monkeypatch.setattr("appendix_f_speed.speed.guess_next", guess)
+    hook = MODEL.final_norm.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        assert speculate(MODEL, prompt, new, n_guesses=8) == wanted
+    finally:
+        hook.remove()
+    assert len(passes) == -(-new // (right + 1))
+
+
+# Fewer bits
+
+
+@few
+@given(seed=st.integers(0, 999), size=st.floats(1e-6, 1e6))
+def test_rows_are_off_by_half_a_step_at_most(seed, size):
+    chance = torch.Generator().manual_seed(seed)
+    weight = size * torch.randn(5, 12, generator=chance)
+    codes, scales = quantise_rows(weight)
+    assert codes.dtype == torch.int8 and codes.abs().max() == 127
+    errors = (codes * scales[:, None] - weight).abs()
+    assert (errors <= 0.501 * scales[:, None]).all()
+
+
+def test_a_row_of_zeros_stays_zero():
+    codes, scales = quantise_rows(torch.zeros(2, 4))
+    assert not codes.any() and scales.isfinite().all()
+    assert not dequantise_groups(*quantise_groups(torch.zeros(2, 8), 4)).any()
+
+
+@few
+@given(
+    seed=st.integers(0, 999),
+    group=st.sampled_from([2, 4, 8, 24]),
+    shift=st.floats(-3, 3),
+)
+def test_groups_are_off_by_half_a_step_at_most(seed, group, shift):
+    chance = torch.Generator().manual_seed(seed)
+    weight = torch.randn(5, 24, generator=chance) + shift
+    packed, scales, low = quantise_groups(weight, group)
+    assert packed.shape == (5, 12) and packed.dtype == torch.uint8
+    assert scales.shape == low.shape == (5, 24 // group)
+    errors = (dequantise_groups(packed, scales, low) - weight).abs()
+    steps = scales.float().repeat_interleave(group, dim=1)
+    # the ends of a group are float16: their own rounding comes on top
+    assert (errors <= 0.5 * steps + 0.01 * (1 + abs(shift))).all()
+
+
+def test_numbers_on_sixteen_levels_lose_nothing():
+    weight = (torch.arange(32.0).reshape(2, 16) % 16 - 4) / 8
+    assert torch.equal(dequantise_groups(*quantise_groups(weight, 16)), weight)
+    packed, _, _ = quantise_groups(weight, 16)
+    assert packed[0].tolist() == [(2 * i + 1) << 4 | 2 * i for i in range(8)]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(32,), (1, 32), (1, 1, 32), (3, 32), (2, 3, 32)])
+def test_layers_are_their_rounded_matrix(bias, shape):
+    torch.manual_seed(0)
+    linear, x = nn.Linear(32, 16, bias=bias), torch.randn(shape)
+    codes, scales = quantise_rows(linear.weight.detach())
+    for layer, weight, tolerance in (
+        (LinearInt8(linear), codes * scales[:, None], 0.02),
+        (
+            LinearInt4(linear, 8),
+            dequantise_groups(*quantise_groups(linear.weight.detach(), 8)),
+            1e-5,
+        ),
+    ):
+        wanted = F.linear(x, weight, linear.bias)
+        torch.testing.assert_close(layer(x), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("layer", [LinearInt8, lambda m: LinearInt4(m, 8)])
+def test_a_quantised_model_is_a_copy_that_still_writes(layer):
+    model = make_model(tie_weights=True)
+    before = copy.deepcopy(model.state_dict())
+    small = quantised(model, layer)
+    assert not any(type(m) is nn.Linear for m in small.modules())
+    assert not any(p.requires_grad for p in small.parameters())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    prompts = [[1, 2, 3], [4]]
+    assert [len(t) for t in generate_fast(small, prompts, 4, 16)] == [7, 5]
+    assert len(speculate(small, [1, 2, 1, 2], 6)) == 10
+
+
+@pytest.mark.parametrize("group", [0, 1, 3, 5, 7])
+def test_groups_that_do_not_fit(group):
+    with pytest.raises(ValueError, match=f"cut into groups of {group}"):
+        quantise_groups(torch.zeros(2, 12), group)
+
+
+def test_only_a_matrix_is_cut_into_groups():
+    with pytest.raises(ValueError, match="must be a matrix"):
+        quantise_groups(torch.zeros(12), 4)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "context", "message"),
+    [
+        ([], 3, 8, "there are no prompts"),
+        ([[1], []], 3, 8, "prompt 1 is .* at least one id"),
+        ([1, 2], 3, 8, "prompt 0 is 1; each must be a list"),
+        ([[1, V]], 3, 8, f"prompt 0 holds {V}, but vocab_size is {V}"),
+        ([[1, -1]], 3, 8, "prompt 0 holds -1"),
+        ([[1.5]], 3, 8, "prompt 0 holds 1.5"),
+        ([[1]], -1, 8, "max_new_tokens must be 0 or more, not -1"),
+        ([[1]], 3, 0, "context_size must be between 1 and .* 16, not 0"),
+        ([[1]], 3, 17, "context_size must be between 1 and .* 16, not 17"),
+    ],
+)
+def test_prompts_that_cannot_be_continued(prompts, new, context, message):
+    with pytest.raises(ValueError, match=message):
+        generate_fast(MODEL, prompts, new, context)
+
+
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"top_k": 0}, {"top_p": 2}])
+def test_settings_without_a_distribution(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        generate_fast(MODEL, [[1]], 3, 8, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1] * 10, 7), "10 tokens and 7 new ones do not fit .* use generate_fast"),
+        (([1], 3, None, 0), "n_gram must be 1 or more"),
+        (([1], 3, None, 2, 0), "n_guesses must be 1 or more"),
+        (([], 3), "prompt 0"),
+    ],
+)
+def test_what_speculation_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        speculate(MODEL, *arguments)
+
+
+def test_every_length_up_to_the_context_can_be_speculated():
+    for n, new in itertools.product((1, CONTEXT - 1, CONTEXT), (0, 1)):
+        if n + new <= CONTEXT:
+            assert len(speculate(MODEL, [1] * n, new)) == n + new

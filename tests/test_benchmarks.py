@@ -1,0 +1,99 @@
+"""The comparisons: contestants do the same work, and tables say what was measured."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from models import TINY
+
+import benchmarks
+from benchmarks import __main__ as program
+from benchmarks import generation, limits, training
+
+CPU = torch.device("cpu")
+CFG = {**TINY, "qkv_bias": True, "context_length": 32}
+
+
+def installed(*names):
+    return tuple(name for name in names if benchmarks.find_peer(name))
+
+
+def test_contestants_take_turns_and_the_first_round_does_not_count():
+    calls = []
+    contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = benchmarks.take_turns(contestants, 3, CPU)
+    assert calls == ["a", "b"] * 4
+    assert seconds.shape == (3, 2) and (seconds >= 0).all(axis=None)
+
+
+def test_ratios_are_medians_of_pairs():
+    """A disturbed round makes both of a pair slow, and changes no ratio."""
+    seconds = pd.DataFrame({"ours": [1.0, 10.0, 2.0], "transformers": [2.0, 20.0, 4.0]})
+    table = benchmarks.summary(seconds, 100, {"": 100.0, "transformers": 50.0})
+    assert list(table["x transformers"]) == [2, 1]
+    assert list(table["tokens/s"]) == [50, 25]
+    assert list(table["from"]) == [10, 5] and list(table["to"]) == [100, 50]
+    assert list(table["of limit"]) == [0.5, 0.5]
+
+
+def test_limits_are_measured():
+    found = limits.measure_limits(CPU, quick=True)
+    assert {"float32", "bytes"} <= set(found) <= {"float32", "bfloat16", "bytes"}
+    assert min(found.values()) > 0
+
+
+def test_training_limit_counts_the_matrix_products():
+    cfg = {**CFG, "emb_dim": 10, "n_layers": 1, "vocab_size": 100}
+    assert training.tokens_limit(cfg, 6 * (1200 + 1000) * 7.0) == 7
+
+
+def test_generation_limit_is_the_lower_of_two():
+    cfg, P = {**CFG, "emb_dim": 10, "n_layers": 1, "vocab_size": 100}, 2200
+    most = {"float32": 2 * P * 50.0, "bytes": 4 * P * 10.0}
+    assert generation.tokens_limit(cfg, 1, most, "float32", 4) == 10
+    assert generation.tokens_limit(cfg, 2, most, "float32", 4) == 20
+    assert generation.tokens_limit(cfg, 32, most, "float32", 4) == 50
+    assert generation.tokens_limit(cfg, 1, most, "float32", 1) == 40
+
+
+def test_contestants_train():
+    peers = installed("transformers", "book")
+    runs = training.steps(CFG, 2, 16, CPU, torch.float32, peers)
+    assert list(runs)[:2] == ["ours", "ours, chapter 5"]
+    assert {"transformers", "book, fast"} & set(runs) or not peers
+    for name, step in runs.items():
+        losses = [step() for _ in range(20)]
+        assert losses[-1] < losses[0], name
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_contestants_write(texts):
+    peers = installed("transformers", "book")
+    runs = generation.generation_runs(CFG, texts, 5, CPU, torch.float32, peers)
+    written = {name: run() for name, run in runs.items()}
+    assert written["ours"] == written["ours, chapter 5"].tolist()
+    for name, result in written.items():
+        assert [len(text) for text in result] == [21] * texts, name
+
+
+def test_a_peer_that_is_missing_is_left_out_with_a_line(monkeypatch, capsys):
+    monkeypatch.setitem(benchmarks.PEERS, "book", ("no_such_package", "pip install x"))
+    assert not benchmarks.find_peer("book")
+    assert capsys.readouterr().out.endswith("not installed: pip install x\n")
+
+
+def test_tables_are_printed_and_written(tmp_path, monkeypatch, capsys):
+    table = pd.DataFrame({"tokens/s": [2.5]}, index=["ours"])
+    monkeypatch.setitem(program.SUBJECTS, "limits", lambda quick: {"A title": table})
+    program.main(["limits", "--quick", "--json", str(tmp_path / "found.json")])
+    assert "A title\n" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["limits"] == {"A title": [{"index": "ours", "tokens/s": 2.5}]}
+    assert found["quick"] and found["machine"]["torch"] == torch.__version__
+
+
+def test_a_subject_that_is_unknown(capsys):
+    with pytest.raises(SystemExit):
+        program.main(["speed"])
+    assert "unknown subject 'speed'; use limits, training" in capsys.readouterr().err
