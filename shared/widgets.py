@@ -183,7 +183,7 @@ def merges(
     def draw(tokenizer: str, sentence: str, done: int) -> tuple[Figure, str]:
         data = sentence.encode()
         if not 1 <= len(data) <= WIDEST:
-            raise ValueError(f"{len(data)} bytes; there is room for 1 to {WIDEST}")
+            raise ValueError(f"{len(data)} bytes in all; there is room for {WIDEST}")
         leaves, made = merge_steps(tokenizers[tokenizer], split, sentence)
         tokens = standing([*leaves, *made[:done]])
         levels = 1 + max(piece.depth for piece in [*leaves, *made])
@@ -259,7 +259,7 @@ def sampling(
         ax.set_yticks(rows, names)
         ax.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel="probability")
         ax.set(title=f"tokens left: {(p > 0).sum():,} of {V:,}", ylabel="next token")
-        ax.legend(loc="lower right")
+        ax.legend(loc="center right")
         settings = f"{temperature:.1f}, top-k {top_k or 'all'}, top-p {top_p:.2f}"
         return figure, (
             "Bars for the likeliest next tokens and for all others together, as the "
@@ -330,11 +330,10 @@ def loss_surface(
             f"at the rates {named}; right, the loss at each step."
         )
 
-    ends = {"min": math.log10(min(rates)) - 1, "max": math.log10(max(rates)) + 0.3}
-    ends["step"] = 0.02
+    span = {"min": 0, "max": 1.6 * max(rates), "step": min(rates) / 10}
     return Live(
         draw,
         steps=ipywidgets.IntSlider(20, max=50, description="steps"),
-        first=ipywidgets.FloatLogSlider(rates[0], **ends, description="rate ●"),
-        second=ipywidgets.FloatLogSlider(rates[1], **ends, description="rate ■"),
+        first=ipywidgets.FloatSlider(rates[0], **span, description="rate ●"),
+        second=ipywidgets.FloatSlider(rates[1], **span, description="rate ■"),
     )
