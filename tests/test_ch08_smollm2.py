@@ -293,8 +293,8 @@ def test_missing_setting_is_named(tiny):
         ("token_type", [1], "do not fit together"),
         ("merges", ["t x"], "merge 't x' joins or makes unknown tokens"),
         ("merges", ["the"], "merge 'the' joins"),
-        ("tokens", ["a"] * len(TOKENS), "has a token twice"),
-        ("tokens", [*TOKENS[:-1], "中"], "one that spells no bytes"),
+        ("tokens", ["a"] * len(TOKENS), "has the token 'a' twice"),
+        ("tokens", [*TOKENS[:-1], "中"], "token '中' spells no bytes"),
     ],
 )
 def test_tables_of_another_tokenizer_are_refused(tiny, key, value, message):
@@ -395,6 +395,8 @@ def test_int8_rows_give_nearly_the_same_product():
     assert small.shape == exact.shape and small.dtype == torch.float32
     assert (small - exact).norm() < 0.02 * exact.norm()
     assert torch.isfinite(Int8Linear(torch.zeros(16, 32))(x)).all()
+    with pytest.raises(ValueError, match="24 numbers are not whole blocks of 32"):
+        Int8Linear(torch.zeros(16, 24))
 
 
 def test_int4_layer_computes_with_the_stored_blocks():
