@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from shared.appendix_f import LinearInt8, generate_fast, quantised, speculate
+from shared.appendix_f import generate_fast, quantised, speculate
 from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTConfig, GPTModel
 from shared.ch05 import load_base
@@ -32,8 +32,9 @@ def _nbytes(model: GPTModel) -> int:
 
 
 def _check_bytes(count: Callable, cfg: GPTConfig, model: GPTModel, int8: bool) -> None:
-    C, V, T, L = 24, cfg["vocab_size"], cfg["context_length"], cfg["n_layers"]
-    wanted = _nbytes(quantised(model, LinearInt8) if int8 else model)
+    C, T = cfg["emb_dim"], cfg["context_length"]
+    V, L = cfg["vocab_size"], cfg["n_layers"]
+    wanted = _nbytes(quantised(model, 8) if int8 else model)
     plain, weights, tables = _nbytes(model), 12 * L * C**2 + V * C, (V * C, T * C)
     rest = plain - 4 * weights  # biases and norms, float32 in both
     found, short = number(count(cfg, int8)), 1 if int8 else 4
@@ -43,7 +44,7 @@ def _check_bytes(count: Callable, cfg: GPTConfig, model: GPTModel, int8: bool) -
         hint = "that is float32; does your function look at `int8`?"
     elif found * 4 in {wanted + n for n in small} and not int8:
         hint = "that many numbers, of four bytes each"
-    elif found in {wanted - short * tables[0] - n * V for n in (0, 4 * int8)}:
+    elif found in {wanted - short * tables[0] - n * V for n in (0, 2 * int8)}:
         hint = "the head makes the logits of every token: all its V C weights are read"
     elif any(
         found - wanted - b * n in small for b in (1, 4) for n in (*tables, sum(tables))
@@ -52,11 +53,11 @@ def _check_bytes(count: Callable, cfg: GPTConfig, model: GPTModel, int8: bool) -
     elif found == wanted - rest:
         hint = "the blocks also read their biases and the numbers of their norms"
     elif int8 and found in {weights + rest, weights, plain / 4}:
-        hint = "each row has a scale of four bytes; biases and norms stay float32"
+        hint = "each row has a scale of two bytes; biases and norms stay float32"
+    kind = "int8 by rows" if int8 else "float32"
     assert found - wanted in small, (
-        f"a model of width 24 with {L} blocks and a vocabulary of {V} reads {wanted:,} "
-        f"bytes for a token in {'int8 by rows' if int8 else 'float32'}, not {found:,}; "
-        f"{hint}"
+        f"a model of width {C} with {L} blocks and a vocabulary of {V} reads "
+        f"{wanted:,} bytes for a token in {kind}, not {found:,}; {hint}"
     )
 
 
@@ -65,7 +66,7 @@ def tokens_per_second(count: Callable, rate: Callable) -> None:
     """Bytes as the modules hold them, and equation F.4 with them."""
     changes = {}, {"qkv_bias": False}, {"vocab_size": 30, "n_layers": 2}
     for change in changes:
-        cfg = {**TINY, **change}
+        cfg = {**TINY, "emb_dim": 32, **change}
         for int8 in (False, True):
             _check_bytes(count, cfg, GPTModel(cfg), int8)
     for int8 in (False, True):
@@ -91,7 +92,7 @@ def quantise(answer: Callable) -> None:
     """Whole numbers in range, the largest at its end, none off by over half a step."""
     generator = torch.Generator().manual_seed(2)
     rows = {
-        "the row of section F.12": torch.tensor([0.31, -0.02, 0.127, -0.254, 0, 0.09]),
+        "the row of section F.13": torch.tensor([0.31, -0.02, 0.127, -0.254, 0, 0.09]),
         "a row of 64 numbers": torch.randn(64, generator=generator),
         "a row with its largest number below zero": torch.tensor([0.5, -2.0, 0.25]),
         "a row of zeros": torch.zeros(4),

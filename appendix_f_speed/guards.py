@@ -1,13 +1,20 @@
 """What appendix F refuses, and in which words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import nn
 
 from ch04_gpt_model.guards import check_length
 from ch05_pretraining.guards import check_counts
 
-__all__ = ["check_features", "check_group", "check_room", "check_texts"]
+__all__ = [
+    "check_bits",
+    "check_features",
+    "check_frozen",
+    "check_room",
+    "check_texts",
+]
 
 
 def check_features(
@@ -25,14 +32,31 @@ def check_features(
         raise ValueError("no target counts: every one is -100")
 
 
-def check_group(weight: torch.Tensor, group: int) -> None:
-    """Refuse groups into which a row cannot be cut, or that no byte can be made of."""
-    if weight.dim() != 2:
-        raise ValueError(f"weight must be a matrix, not {tuple(weight.shape)}")
-    if group < 2 or group % 2 or weight.shape[1] % group:
+def check_bits(bits: int, linears: Mapping[str, nn.Linear]) -> None:
+    """Refuse numbers of bits for which there is no layer, and rows that do not fit."""
+    if bits not in (4, 8):
+        raise ValueError(f"bits must be 8 or 4, not {bits!r}")
+    for name, linear in linears.items():
+        if linear.in_features % 32:  # PyTorch's routines would read beyond its end
+            raise ValueError(
+                f"{name}: a row of {linear.in_features} numbers is no multiple of 32; "
+                "quantise a model whose emb_dim is one"
+            )
+
+
+def check_frozen(classifier) -> None:
+    """Refuse to keep what is never the same twice, or changes as the model learns."""
+    gpt = classifier.gpt
+    rate = gpt.cfg["drop_rate"]
+    if rate > 0:
         raise ValueError(
-            f"a row of {weight.shape[1]} numbers cannot be cut into groups of {group}; "
-            "the size of a group must be even and divide it"
+            f"drop_rate {rate} makes every pass through a frozen block another one, so "
+            "none can be kept; finetune a model with drop_rate 0"
+        )
+    if gpt.tok_emb.weight.requires_grad or gpt.pos_emb.weight.requires_grad:
+        raise ValueError(
+            "the embeddings learn, so nothing can be kept; freeze them first, for "
+            'instance with set_trainable(classifier, "last block")'
         )
 
 

@@ -8,28 +8,33 @@ Exported from speed.ipynb, which explains every line: change it there, then run 
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from appendix_f_speed.guards import check_features, check_group, check_room, check_texts
+from appendix_f_speed.guards import (
+    check_bits,
+    check_features,
+    check_frozen,
+    check_room,
+    check_texts,
+)
 from shared.ch03 import MultiHeadAttention
-from shared.ch04 import GPTModel
+from shared.ch04 import GPTModel, TransformerBlock
 from shared.ch05 import next_token_probabilities
+from shared.ch06 import GPTClassifier, last_real_position
+from shared.ch08 import Int4Linear, Int8Linear, quantize_q4_1
 
 __all__ = [
     "chunked_cross_entropy",
+    "read_last",
+    "KeptBelow",
     "store_by_columns",
     "read_at",
     "stream",
     "generate_fast",
-    "quantise_rows",
-    "quantise_groups",
-    "dequantise_groups",
-    "LinearInt8",
-    "LinearInt4",
     "quantised",
     "guess_next",
     "speculate",
@@ -80,6 +85,63 @@ def chunked_cross_entropy(
         dtype = torch.get_autocast_dtype(device)
     vectors, weight = features[counted].to(dtype), weight.to(dtype)
     return _ChunkedCrossEntropy.apply(vectors, weight, targets[counted], chunk)
+
+
+def read_last(
+    block: TransformerBlock, x: torch.Tensor, last: torch.Tensor
+) -> torch.Tensor:
+    """What a block says at one place of each text: (B, T, C), (B,) -> (B, C).
+
+    As `block(x)[range(B), last]`, without dropout.
+    """
+    attention, rows = block.att, torch.arange(len(x), device=x.device)
+    normed = block.norm1(x)  # (B, T, C)
+    query = attention.split_heads(attention.W_query(normed[rows, last][:, None]))
+    keys = attention.split_heads(attention.W_key(normed))  # (B, H, T, D)
+    values = attention.split_heads(attention.W_value(normed))
+    seen = torch.arange(x.shape[1], device=x.device) <= last[:, None]  # (B, T)
+    context = F.scaled_dot_product_attention(query, keys, values, seen[:, None, None])
+    y = x[rows, last] + attention.out_proj(context.flatten(1))  # (B, C)
+    return y + block.ff(block.norm2(y))
+
+
+class KeptBelow(nn.Module):
+    """A classifier, after `set_trainable`, that goes through frozen blocks once a text.
+
+    It gives the same logits, (B, num_classes), and trains the same weights. The vectors
+    are kept as long as it lives: make a new one when frozen weights change.
+    """
+
+    def __init__(self, classifier: GPTClassifier):
+        super().__init__()
+        check_frozen(classifier)
+        self.classifier, self.kept = classifier, {}
+        blocks = classifier.gpt.trf_blocks
+        learns = [any(p.requires_grad for p in b.parameters()) for b in blocks]
+        self.first = [*learns, True].index(True)  # len(blocks): the head alone learns
+
+    @torch.no_grad()
+    def keep(self, ids: torch.Tensor, texts: list[tuple[int, ...]]) -> None:
+        """Read texts, padded to (B, T), up to the first block that learns."""
+        gpt = self.classifier.gpt
+        x = gpt.tok_emb(ids) + gpt.pos_emb.weight[: ids.shape[1]]  # (B, T, C)
+        x = gpt.trf_blocks[: self.first](x)
+        for text, vectors in zip(texts, x, strict=True):
+            self.kept[text] = vectors[: len(text)].clone()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        gpt, padding = self.classifier.gpt, self.classifier.pad_token_id
+        last = last_real_position(ids, padding)  # (B,)
+        ends = (last + 1).tolist()
+        texts = [tuple(t[:n]) for t, n in zip(ids.tolist(), ends, strict=True)]
+        new = [i for i, text in enumerate(texts) if text not in self.kept]
+        if new:
+            self.keep(ids[new], [texts[i] for i in new])
+        x = nn.utils.rnn.pad_sequence([self.kept[t] for t in texts], True)  # (B, T, C)
+        learning = gpt.trf_blocks[self.first :]
+        x = learning[:-1](x)
+        x = read_last(learning[-1], x, last) if learning else x[range(len(x)), last]
+        return gpt.out_head(gpt.final_norm(x))
 
 
 @torch.no_grad()
@@ -263,85 +325,32 @@ def generate_fast(
     return results
 
 
-def quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix (out, in) as whole numbers, int8, and a scale for each row, (out,)."""
-    scales = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127
-    return (weight / scales[:, None]).round().to(torch.int8), scales  # eq. F.6
+class _PlusBias(nn.Module):
+    """A layer without a bias, and the bias."""
 
-
-def quantise_groups(
-    weight: torch.Tensor, group: int = 32
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A matrix (out, in) in four bits: bytes (out, in / 2), scales and lowest values.
-
-    The last two are float16, (out, in / group). Two neighbours share a byte, the first
-    in its lower half.
-    """
-    check_group(weight, group)
-    groups = weight.float().unflatten(1, (-1, group))  # (out, G, group)
-    low, high = groups.amin(-1).half(), groups.amax(-1)
-    scales = ((high - low.float()) / 15).clamp(min=2**-14).half()
-    codes = (groups - low[..., None].float()) / scales[..., None].float()
-    codes = codes.round().clamp(0, 15).to(torch.uint8).flatten(1)  # (out, in)
-    return codes[:, ::2] | codes[:, 1::2] << 4, scales, low
-
-
-def dequantise_groups(
-    packed: torch.Tensor, scales: torch.Tensor, low: torch.Tensor
-) -> torch.Tensor:
-    """The matrix that `quantise_groups` stands for, (out, in), float32."""
-    codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
-    groups = codes.unflatten(1, (scales.shape[1], -1)).float()
-    return (low[..., None].float() + scales[..., None].float() * groups).flatten(1)
-
-
-class LinearInt8(nn.Module):
-    """A linear layer to read with, its matrix in int8 by rows: (..., in) -> (..., out).
-
-    On a CPU a single vector is rounded to bfloat16 and meets the bytes as they are.
-    """
-
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, layer: nn.Module, bias: torch.Tensor):
         super().__init__()
-        codes, scales = quantise_rows(linear.weight.detach())
-        self.register_buffer("codes", codes)
-        self.register_buffer("scales", scales)
-        self.register_buffer("ones", torch.ones_like(scales).bfloat16(), False)
-        self.bias = linear.bias
+        self.layer, self.bias = layer, bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.numel() == x.shape[-1] and x.device.type == "cpu":
-            vector = x.reshape(1, -1).bfloat16()
-            y = torch._weight_int8pack_mm(vector, self.codes, self.ones)
-            y = y.view(*x.shape[:-1], -1).to(x.dtype)
-        else:
-            y = F.linear(x, self.codes.to(x.dtype))
-        y = y * self.scales
-        return y if self.bias is None else y + self.bias
+        return self.layer(x) + self.bias
 
 
-class LinearInt4(nn.Module):
-    """A linear layer to read with, its matrix in int4 by groups, widened when used."""
+def quantised(model: nn.Module, bits: int) -> nn.Module:
+    """A copy of a model to read with, for a CPU, its linear layers in 8 or 4 bits.
 
-    def __init__(self, linear: nn.Linear, group: int = 32):
-        super().__init__()
-        packed, scales, low = quantise_groups(linear.weight.detach(), group)
-        self.register_buffer("packed", packed)
-        self.register_buffer("scales", scales)
-        self.register_buffer("low", low)
-        self.bias = linear.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = dequantise_groups(self.packed, self.scales, self.low)
-        return F.linear(x, weight.to(x.dtype), self.bias)
-
-
-def quantised(model: nn.Module, layer: Callable[[nn.Linear], nn.Module]) -> nn.Module:
-    """A copy of a model to read with: each linear layer replaced by `layer` of it."""
+    In four bits, a matrix whose number of rows is no multiple of 16 keeps eight.
+    """
     small = copy.deepcopy(model).requires_grad_(False).eval()
     linears = {n: m for n, m in small.named_modules() if type(m) is nn.Linear and n}
+    check_bits(bits, linears)
     for name, linear in linears.items():
-        small.set_submodule(name, layer(linear))
+        W, bias = linear.weight, linear.bias
+        if bits == 4 and len(W) % 16 == 0:
+            layer = Int4Linear(quantize_q4_1(W).view(len(W), -1, 20))
+        else:
+            layer = Int8Linear(W)
+        small.set_submodule(name, layer if bias is None else _PlusBias(layer, bias))
     return small
 
 

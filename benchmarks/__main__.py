@@ -23,6 +23,7 @@ import torch
 from benchmarks import (
     bpe,
     choose_device,
+    finetuning,
     generation,
     limits,
     scaling,
@@ -52,6 +53,7 @@ SUBJECTS: dict[str, Callable[[bool], dict[str, pd.DataFrame]]] = {
     "limits": limits.tables,
     "training": training.tables,
     "generation": generation.tables,
+    "finetuning": finetuning.tables,
     "smollm2": smollm2.tables,
     "bpe": bpe_tables,
     "scaling": scaling_tables,

@@ -24,7 +24,7 @@ from benchmarks import (
 )
 from benchmarks.limits import measure_limits
 from benchmarks.training import transformers_model
-from shared.appendix_f import LinearInt8, generate_fast, quantised, store_by_columns
+from shared.appendix_f import generate_fast, quantised, store_by_columns
 from shared.ch04 import GPTConfig, GPTModel
 from shared.ch05 import generate
 
@@ -52,7 +52,7 @@ def generation_runs(
         "ours, chapter 5": lambda: generate(ours, prompt, new, context),
     }
     if texts == 1 and device.type == "cpu":
-        small = quantised(ours, LinearInt8)
+        small = quantised(ours, 8)
         runs["ours, int8"] = lambda: generate_fast(small, prompt, new, context)
     if "transformers" in peers:
         theirs = transformers_model(cfg).to(device, dtype).eval()

@@ -13,22 +13,26 @@ from models import TINY, random_gpt
 from torch import nn
 
 from shared.appendix_f import (
-    LinearInt4,
-    LinearInt8,
+    KeptBelow,
     chunked_cross_entropy,
-    dequantise_groups,
     generate_fast,
     guess_next,
-    quantise_groups,
-    quantise_rows,
     quantised,
     read_at,
+    read_last,
     speculate,
     store_by_columns,
     stream,
 )
 from shared.ch04 import generate_text_simple
-from shared.ch05 import calc_loss_batch, generate
+from shared.ch05 import calc_loss_batch, evaluating, generate
+from shared.ch06 import (
+    GPTClassifier,
+    calc_classification_loss,
+    class_logits,
+    set_trainable,
+)
+from shared.ch08 import Int4Linear, Int8Linear, dequantize_q4_1, quantize_q4_1
 
 V, CONTEXT = TINY["vocab_size"], TINY["context_length"]
 few = settings(max_examples=25, deadline=None)
@@ -161,6 +165,108 @@ def test_a_loss_of_nothing_is_refused():
         chunked_cross_entropy(
             torch.zeros(2, 3), torch.zeros(4, 3), torch.full((2,), -100)
         )
+
+
+# Finetuning without what is frozen
+
+PAD = 60
+PARTS = ["head", "last block"]
+
+
+def make_classifier(part, **changes):
+    torch.manual_seed(3)
+    classifier = GPTClassifier(make_model(**changes), pad_token_id=PAD)
+    set_trainable(classifier, part)
+    return classifier
+
+
+def make_messages(*lengths):
+    """Messages with padding on the right, (B, 12): some have a text in common."""
+    texts = make_ids(len(lengths), 12) % PAD
+    for text, length in zip(texts, lengths, strict=True):
+        text[length:] = PAD
+    return texts
+
+
+@few
+@given(data=st.data(), bias=st.booleans())
+def test_a_block_read_at_one_place_is_the_block(data, bias):
+    B, T = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
+    last = data.draw(st.lists(st.integers(0, T - 1), min_size=B, max_size=B))
+    model = make_model(qkv_bias=bias).double()
+    x = torch.randn(B, T, 24, dtype=torch.float64)
+    results = []
+    for read in (
+        lambda block, x: block(x)[range(B), last],
+        lambda block, x: read_last(block, x, torch.tensor(last)),
+    ):
+        block, inputs = model.trf_blocks[1], x.clone().requires_grad_()
+        block.zero_grad()
+        y = read(block, inputs)
+        y.square().sum().backward()
+        results.append([y.detach(), inputs.grad, *(p.grad for p in block.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_kept_gives_the_same_logits(part):
+    """In every batch, beside every other text, and however long the padding."""
+    classifier = make_classifier(part)
+    fast, ids = KeptBelow(classifier), make_messages(5, 12, 1, 7)
+    for rows in ([0, 1], [1], [2, 3, 0], [3, 2, 1, 0]):
+        torch.testing.assert_close(fast(ids[rows]), classifier(ids[rows]))
+        with evaluating(fast):
+            found = class_logits(fast, ids[rows, :7], "cpu")
+        torch.testing.assert_close(found, classifier(ids[rows, :7]))
+    nothing = torch.full((1, 3), PAD)
+    torch.testing.assert_close(fast(nothing), classifier(nothing))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_training_on_what_is_kept_is_training(part):
+    batches = [(make_messages(5, 12, 3), torch.tensor([0, 1, 1]))]
+    batches += [(make_messages(2, 2, 9), torch.tensor([1, 0, 1]))]
+    found = []
+    for wrap in (lambda classifier: classifier, KeptBelow):
+        classifier = make_classifier(part).double()
+        model = wrap(classifier).train()
+        learning = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learning, lr=0.01)
+        losses = []
+        for ids, labels in batches * 4:
+            loss = calc_classification_loss(ids, labels, model, "cpu")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        found.append([torch.tensor(losses), *classifier.state_dict().values()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert found[0][0][-1] < found[0][0][0]
+
+
+def test_a_frozen_block_reads_a_text_once():
+    classifier, read = make_classifier("last block"), []
+    frozen = classifier.gpt.trf_blocks[0]
+    frozen.register_forward_hook(lambda m, x, y: read.append(y.shape[0]))
+    fast, ids = KeptBelow(classifier), make_messages(5, 12, 1, 7)
+    for rows in ([0, 1], [1, 2], [0, 1, 2], [3], [3, 0, 2, 1]):
+        fast(ids[rows])
+    assert read == [2, 1, 1]
+    assert sum(kept.shape[0] for kept in fast.kept.values()) == 5 + 12 + 1 + 7
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("all", {}, r"the embeddings learn, .* set_trainable\(classifier"),
+        ("head", {"drop_rate": 0.1}, "drop_rate 0.1 .* a model with drop_rate 0"),
+    ],
+)
+def test_what_cannot_be_kept(part, changes, message):
+    with pytest.raises(ValueError, match=message):
+        KeptBelow(make_classifier(part, **changes))
 
 
 # Layout
@@ -407,88 +513,53 @@ def test_right_guesses_save_passes_and_wrong_ones_do_not_matter(monkeypatch, rig
 # Fewer bits
 
 
-@few
-@given(seed=st.integers(0, 999), size=st.floats(1e-6, 1e6))
-def test_rows_are_off_by_half_a_step_at_most(seed, size):
-    chance = torch.Generator().manual_seed(seed)
-    weight = size * torch.randn(5, 12, generator=chance)
-    codes, scales = quantise_rows(weight)
-    assert codes.dtype == torch.int8 and codes.abs().max() == 127
-    errors = (codes * scales[:, None] - weight).abs()
-    assert (errors <= 0.501 * scales[:, None]).all()
+def rounded(W, bits):
+    """The matrix that a layer of so many bits stands for."""
+    if bits == 4 and len(W) % 16 == 0:
+        return dequantize_q4_1(quantize_q4_1(W)).view_as(W)
+    layer = Int8Linear(W)
+    return layer.scale.float()[:, None] * layer.numbers
 
 
-def test_a_row_of_zeros_stays_zero():
-    codes, scales = quantise_rows(torch.zeros(2, 4))
-    assert not codes.any() and scales.isfinite().all()
-    assert not dequantise_groups(*quantise_groups(torch.zeros(2, 8), 4)).any()
-
-
-@few
-@given(
-    seed=st.integers(0, 999),
-    group=st.sampled_from([2, 4, 8, 24]),
-    shift=st.floats(-3, 3),
-)
-def test_groups_are_off_by_half_a_step_at_most(seed, group, shift):
-    chance = torch.Generator().manual_seed(seed)
-    weight = torch.randn(5, 24, generator=chance) + shift
-    packed, scales, low = quantise_groups(weight, group)
-    assert packed.shape == (5, 12) and packed.dtype == torch.uint8
-    assert scales.shape == low.shape == (5, 24 // group)
-    errors = (dequantise_groups(packed, scales, low) - weight).abs()
-    steps = scales.float().repeat_interleave(group, dim=1)
-    # the ends of a group are float16: their own rounding comes on top
-    assert (errors <= 0.5 * steps + 0.01 * (1 + abs(shift))).all()
-
-
-def test_numbers_on_sixteen_levels_lose_nothing():
-    weight = (torch.arange(32.0).reshape(2, 16) % 16 - 4) / 8
-    assert torch.equal(dequantise_groups(*quantise_groups(weight, 16)), weight)
-    packed, _, _ = quantise_groups(weight, 16)
-    assert packed[0].tolist() == [(2 * i + 1) << 4 | 2 * i for i in range(8)]
-
-
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(32,), (1, 32), (1, 1, 32), (3, 32), (2, 3, 32)])
-def test_layers_are_their_rounded_matrix(bias, shape):
+@pytest.mark.parametrize("shape", [(1, 32), (1, 1, 32), (2, 3, 32)])
+def test_layers_are_their_rounded_matrix_and_their_bias(bits, bias, shape):
     torch.manual_seed(0)
-    linear, x = nn.Linear(32, 16, bias=bias), torch.randn(shape)
-    codes, scales = quantise_rows(linear.weight.detach())
-    for layer, weight, tolerance in (
-        (LinearInt8(linear), codes * scales[:, None], 0.02),
-        (
-            LinearInt4(linear, 8),
-            dequantise_groups(*quantise_groups(linear.weight.detach(), 8)),
-            1e-5,
-        ),
-    ):
-        wanted = F.linear(x, weight, linear.bias)
-        torch.testing.assert_close(layer(x), wanted, rtol=tolerance, atol=tolerance)
+    net = nn.Sequential(nn.Linear(32, 48, bias=bias), nn.Identity())
+    x, small = torch.randn(shape), quantised(net, bits)
+    wanted = F.linear(x, rounded(net[0].weight, bits), net[0].bias)
+    torch.testing.assert_close(small(x), wanted, rtol=0.02, atol=0.02)
+    kinds = {type(m) for m in small.modules()}
+    assert {8: Int8Linear, 4: Int4Linear}[bits] in kinds
 
 
-@pytest.mark.parametrize("layer", [LinearInt8, lambda m: LinearInt4(m, 8)])
-def test_a_quantised_model_is_a_copy_that_still_writes(layer):
-    model = make_model(tie_weights=True)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantised_model_is_a_copy_that_still_writes(bits):
+    model = make_model(tie_weights=True, emb_dim=32, n_heads=4)
     before = copy.deepcopy(model.state_dict())
-    small = quantised(model, layer)
+    small = quantised(model, bits)
     assert not any(type(m) is nn.Linear for m in small.modules())
     assert not any(p.requires_grad for p in small.parameters())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert isinstance(small.out_head, Int8Linear)  # 61 rows are not sixteens
     prompts = [[1, 2, 3], [4]]
     assert [len(t) for t in generate_fast(small, prompts, 4, 16)] == [7, 5]
     assert len(speculate(small, [1, 2, 1, 2], 6)) == 10
 
 
-@pytest.mark.parametrize("group", [0, 1, 3, 5, 7])
-def test_groups_that_do_not_fit(group):
-    with pytest.raises(ValueError, match=f"cut into groups of {group}"):
-        quantise_groups(torch.zeros(2, 12), group)
-
-
-def test_only_a_matrix_is_cut_into_groups():
-    with pytest.raises(ValueError, match="must be a matrix"):
-        quantise_groups(torch.zeros(12), 4)
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        (8, "trf_blocks.0.att.W_query: a row of 24 numbers is no multiple of 32"),
+        (4, "a row of 24 .* quantise a model whose emb_dim is one"),
+        (5, "bits must be 8 or 4, not 5"),
+        (nn.Linear, "bits must be 8 or 4"),
+    ],
+)
+def test_bits_that_do_not_fit(bits, message):
+    with pytest.raises(ValueError, match=message):
+        quantised(make_model(), bits)
 
 
 # What is refused

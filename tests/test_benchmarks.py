@@ -9,10 +9,13 @@ from models import TINY
 
 import benchmarks
 from benchmarks import __main__ as program
-from benchmarks import generation, limits, training
+from benchmarks import finetuning, generation, limits, training
+from shared.ch04 import GPTModel
+from shared.ch06 import load_sms
+from shared.ch07 import load_instructions
 
 CPU = torch.device("cpu")
-CFG = {**TINY, "qkv_bias": True, "context_length": 32}
+CFG = {**TINY, "emb_dim": 32, "n_heads": 4, "qkv_bias": True, "context_length": 32}
 
 
 def installed(*names):
@@ -75,6 +78,57 @@ def test_contestants_write(texts):
     assert written["ours"] == written["ours, chapter 5"].tolist()
     for name, result in written.items():
         assert [len(text) for text in result] == [21] * texts, name
+
+
+FINETUNED = {**CFG, "vocab_size": 50257, "context_length": 256}
+
+
+def random_base():
+    torch.manual_seed(0)
+    return GPTModel({**FINETUNED, "tie_weights": True})
+
+
+def mean_losses(runs, epochs=2):
+    """The losses of each contestant, epoch by epoch."""
+    return pd.DataFrame(
+        {name: [run() for _ in range(epochs)] for name, run in runs.items()}
+    )
+
+
+@pytest.mark.parametrize("with_book", [True, False])
+def test_contestants_finetune_a_classifier(monkeypatch, with_book):
+    """In one batch of all messages: then order does not matter, and losses agree."""
+    if not with_book:
+        monkeypatch.setattr(finetuning, "find_peer", lambda name: False)
+    monkeypatch.setattr(finetuning, "BATCH", 12)
+    runs = finetuning.classification_runs(random_base(), load_sms()[:12])
+    losses = mean_losses(runs)
+    assert list(runs)[:3] == [
+        *("ours, first epoch", "ours, later epochs", "ours, chapter 6")
+    ]
+    # the book reads the last place, padding and all: only one text is as long as that
+    ours = losses.drop(columns=list(runs)[-1])
+    assert (ours.max(axis=1) - ours.min(axis=1)).max() < 1e-4
+    assert (losses.iloc[1] < losses.iloc[0]).all()
+
+
+@pytest.mark.parametrize("with_book", [True, False])
+def test_contestants_finetune_on_instructions(monkeypatch, with_book):
+    if not with_book:
+        monkeypatch.setattr(finetuning, "find_peer", lambda name: False)
+    monkeypatch.setattr(finetuning, "BATCH", 6)
+    runs = finetuning.instruction_runs(random_base(), load_instructions()[:6])
+    losses = mean_losses(runs)
+    assert losses.iloc[:, 0].tolist() == pytest.approx(losses.iloc[:, 1], abs=1e-3)
+    assert (losses.iloc[1] < losses.iloc[0]).all()
+
+
+def test_epochs_are_compared_with_the_last_contestant():
+    seconds = pd.DataFrame({"ours": [1.0, 10.0, 2.0], "book": [2.0, 20.0, 6.0]})
+    table = finetuning.per_epoch(seconds)
+    assert list(table["seconds"]) == [2, 6]
+    assert table.loc["ours", ["x book", "least", "most"]].tolist() == [2, 2, 3]
+    assert table.loc["book", ["x book", "least", "most"]].tolist() == [1, 1, 1]
 
 
 def test_a_peer_that_is_missing_is_left_out_with_a_line(monkeypatch, capsys):

@@ -2053,7 +2053,7 @@ case(
         (lambda b: block(b, number=lambda d, n, m: d * (n - 8) + m), "not from -8"),
         (lambda b: block(b, order=">"), "lower byte of a float16"),
         (lambda b: block(b, upper=16), "moved down"),
-        (lambda b: block(b, number=lambda d, n, m: d * (n + 1) + m), "number 0|d n"),
+        (lambda b: block(b, number=lambda d, n, m: d * (n + 1) + m), "number 0|d q"),
         (lambda b: block(b)[:16], "32 numbers are wanted, not 16"),
         (lambda b: [math.nan] * 32, "number 0 of block 1"),
         (lambda b: b.view(torch.float16), "raises AttributeError.*of type bytes"),
@@ -2352,7 +2352,7 @@ case(
 # Appendix F
 
 
-def token_bytes(cfg, int8, weight=(4, 1), scale=4, rest=4, head=1, table=0):
+def token_bytes(cfg, int8, weight=(4, 1), scale=2, rest=4, head=1, table=0):
     C, V, L = cfg["emb_dim"], cfg["vocab_size"], cfg["n_layers"]
     weights, rows = 12 * L * C * C + head * V * C, 9 * L * C + head * V
     others = L * (10 * C + 3 * C * cfg["qkv_bias"])
@@ -2367,7 +2367,7 @@ def token_bytes_of_layers(cfg, int8):
     total = sum(p.nbytes for p in model.final_norm.parameters()) + 8 * cfg["emb_dim"]
     for part in (model.trf_blocks, model.out_head):
         for p in part.parameters():
-            codes = p.numel() + 4 * len(p)
+            codes = p.numel() + 2 * len(p)
             total += codes if int8 and p.dim() == 2 else p.nbytes
     return torch.tensor(total)
 
@@ -2395,8 +2395,8 @@ case(
         ((bytes_with(head=0), RATE), "all its V C weights"),
         ((bytes_with(table=1), RATE), "one row is read"),
         ((bytes_with(rest=0), RATE), "biases and the numbers of their norms"),
-        ((bytes_with(scale=0), RATE), "a scale of four bytes"),
-        ((bytes_with(scale=2), RATE), "in 9 C rows"),
+        ((bytes_with(scale=0), RATE), "a scale of two bytes"),
+        ((bytes_with(scale=4), RATE), "in 9 C rows"),
         ((lambda cfg, int8: cfg["width"], RATE), r"raises KeyError \('width'\)"),
         ((lambda cfg, int8: [1], RATE), r"one number, but returned \[1\]"),
         ((token_bytes, lambda c, i, b: token_bytes(c, i) / b), "seconds a token takes"),

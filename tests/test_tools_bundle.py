@@ -56,8 +56,8 @@ adapted = LinearWithLoRA(linear, rank=2, alpha=4)
 assert torch.equal(adapted(torch.ones(3, 8)), linear(torch.ones(3, 8)))
 """,
     "appendix_f": """
-codes, scales = quantise_rows(torch.eye(3))
-assert codes.tolist() == (127 * torch.eye(3)).tolist()
+loss = chunked_cross_entropy(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
+assert round(loss.item(), 4) == 0.3133
 """,
 }
 
