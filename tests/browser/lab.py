@@ -113,7 +113,7 @@ class Visit:
     """One page of the course, open in a browser, and what was noticed about it."""
 
     def __init__(self, lab: Lab, page, path: str) -> None:
-        self.page, self.path = page, lab.root / path
+        self.page, self.expected = page, pieces(lab.root / path)
         self.noticed: list[str] = []
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.noticed.append(f"script: {error}"))
@@ -136,9 +136,8 @@ class Visit:
     def faults(self, patience: float = 60) -> list[str]:
         """Everything wrong with the page, when it had `patience` seconds to appear."""
         end = time.monotonic() + patience
-        expected = pieces(self.path)
         while True:
-            found = self.page.evaluate(LOOK, expected)
+            found = self.page.evaluate(LOOK, self.expected)
             if not found or time.monotonic() > end:
                 return found + self.noticed
             time.sleep(0.5)
