@@ -29,6 +29,7 @@ def use_style() -> None:
     """
     plt.rcParams.update(
         {
+            "axes.axisbelow": True,  # grid lines under the bars
             "axes.grid": True,
             "axes.prop_cycle": plt.cycler(color=COLORS),
             "axes.spines.right": False,

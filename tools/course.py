@@ -14,9 +14,11 @@ import argparse
 import hashlib
 import os
 import sys
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -147,7 +149,8 @@ def table(outcomes: list[Outcome], seconds: float) -> str:
         if outcome.error is not None:
             results = ["FAILED: " + outcome.error.split("\n", 1)[0]]
         name, clock = name_of(outcome.path), f"{outcome.seconds:.0f} s"
-        for line in results:
+        pieces = [textwrap.wrap(line, 54, subsequent_indent="  ") for line in results]
+        for line in chain.from_iterable(pieces):
             lines.append(f"{name:{width}}  {clock:>7}  {line}")
             name, clock = "", ""
     lines.append("-" * (width + 50))
