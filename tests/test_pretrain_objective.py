@@ -19,6 +19,7 @@ from pretrain.objective import Objective, PartOfVocabulary
 from shared.ch02 import get_tokenizer
 from shared.ch03 import attention_weights
 from shared.ch04 import GPTModel
+from shared.ch05 import load_base
 
 V, T = 40, 12
 COUNTS = torch.arange(V, 0, -1, dtype=torch.float64) ** 3
@@ -174,3 +175,10 @@ def test_asked_for_words_are_compared_with_the_likeliest_token():
     always_lamp = AlwaysLamp(1, 1)
     found = asked_for_words(always_lamp, tokenizer, [" lamp", " river"])
     assert found == [True, False] * len(PROMPTS)
+
+
+@torch.no_grad()
+def test_the_base_looks_back():  # that it finds words asked for, 5c.5 asserts
+    base = load_base().eval()
+    first, second = repeat_losses(base, random_text_twice(8, 40, 20_000))
+    assert second < first - 2
