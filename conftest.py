@@ -23,6 +23,7 @@ os.environ.setdefault("TQDM_MININTERVAL", "10")
 LONGEST_FIRST = [
     *("instructions.ipynb", "training.ipynb", "pretraining.ipynb", "lora.ipynb"),
     *("classification.ipynb", "test_exercises.py", "test_pretrain_run.py"),
+    "test_bad_days.py",
     *("smollm2.ipynb", "speed.ipynb", "test_ch08_smollm2.py"),
     *("test_tools_bundle.py", "gpt_model.ipynb", "modern_models.ipynb"),
 ]
