@@ -667,9 +667,8 @@ class Pretraining:
         Gradients of the micro-batches add up; the processes exchange them once, with
         the last.
         """
-        if self.settings.model.drop_rate:  # else no random number is drawn
-            place = (self.settings.seed, self.step, self.workers.rank)
-            torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        place = (self.settings.seed, self.step, self.workers.rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         number, stage, _ = self._stage()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)

@@ -480,7 +480,8 @@ def test_the_exchanged_head_is_trained_measured_and_asked(tmp_path, capsys):
         "win cash 7 win cash 7", model, tokenizer, "cpu", max_length=dataset.max_length
     )
     assert found == "spam" and isinstance(found, str)
-    assert classify_review("see you 8 see you 8", model, tokenizer, "cpu") == "not spam"
+    found = classify_review("see you 8 see you 8 ", model, tokenizer, "cpu")
+    assert found == "not spam"
 
 
 def test_a_class_is_read_at_the_last_real_token_not_at_the_last():
