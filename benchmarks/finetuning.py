@@ -46,12 +46,11 @@ BATCH = 8
 
 
 def epoch(
-    model: nn.Module, loader: Iterable, loss_of: Callable, fused: bool = True
+    model: nn.Module, loader: Iterable, loss_of: Callable, fused: bool | None = True
 ) -> Callable[[], float]:
     """A function that goes through a loader once, and returns the mean loss."""
-    options = {"fused": True} if fused else {}
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=5e-5, weight_decay=0.1, **options)
+    optimizer = torch.optim.AdamW(learning, lr=5e-5, weight_decay=0.1, fused=fused)
     device = learning[0].device
 
     def run() -> float:
@@ -111,7 +110,7 @@ def classification_runs(
     model.out_head = copy.deepcopy(again.gpt.out_head)
     set_trainable(model, "last block")
     shuffled = DataLoader(dataset, BATCH, shuffle=True)
-    ways[name] = epoch(model, shuffled, last_token_loss, fused=False)
+    ways[name] = epoch(model, shuffled, last_token_loss, fused=None)
     return ways
 
 
@@ -126,7 +125,7 @@ def instruction_runs(
     shuffled = DataLoader(dataset, BATCH, shuffle=True, collate_fn=custom_collate_fn)
     return {
         "ours": epoch(copy.deepcopy(base), grouped, calc_response_loss),
-        name: epoch(model, shuffled, calc_loss_batch, fused=False),
+        name: epoch(model, shuffled, calc_loss_batch, fused=None),
     }
 
 

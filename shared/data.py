@@ -256,7 +256,7 @@ def get(name: str) -> Path:
     raise DataUnavailable(
         f"data file {name!r} could not be found. Tried:\n  "
         + "\n  ".join(tried)
-        + f"\nRemedy: {_remedy(file)}"
+        + f"\nRemedy: {remedy(file)}"
     )
 
 
@@ -282,6 +282,12 @@ def _local_copies(file: DataFile) -> Iterator[tuple[str, Path]]:
     mirror = _folder("LLM_COURSE_MIRROR")
     if file.mirror is not None and mirror:
         yield "mirror", mirror / file.mirror
+
+
+def local_copy(file: DataFile) -> Path | None:
+    """Where an intact copy of a data file lies on this machine, if anywhere."""
+    copies = (path for _, path in _local_copies(file))
+    return next((path for path in copies if _problem_with(path, file) is None), None)
 
 
 def _problem_with(path: Path, file: DataFile) -> str | None:
@@ -360,7 +366,7 @@ def _unpack(archive: Path, file: DataFile) -> Path:
     return path
 
 
-def _remedy(file: DataFile) -> str:
+def remedy(file: DataFile) -> str:
     """One sentence: what the reader can do now."""
     if file.repository is not None:
         return f"restore it with `git checkout -- data/{file.repository}`."
@@ -376,12 +382,8 @@ def _remedy(file: DataFile) -> str:
 def main() -> None:
     """Print the table of data files, and for each where it lies on this machine."""
     for file in FILES.values():
-        copies = (path for _, path in _local_copies(file))
-        found = next(
-            (path for path in copies if _problem_with(path, file) is None), None
-        )
         print(f"{file.name:24} {file.size:>10,} bytes  {file.licence}")
-        print(f"{'':24} {found or 'not on this machine yet'}")
+        print(f"{'':24} {local_copy(file) or 'not on this machine yet'}")
 
 
 if __name__ == "__main__":

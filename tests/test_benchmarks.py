@@ -95,11 +95,15 @@ def mean_losses(runs, epochs=2):
     )
 
 
-@pytest.mark.parametrize("with_book", [True, False])
-def test_contestants_finetune_a_classifier(monkeypatch, with_book):
-    """In one batch of all messages: then order does not matter, and losses agree."""
-    if not with_book:
+@pytest.fixture(params=[True, False])
+def with_and_without_book(request, monkeypatch):
+    if not request.param:
         monkeypatch.setattr(finetuning, "find_peer", lambda name: False)
+
+
+@pytest.mark.usefixtures("with_and_without_book")
+def test_contestants_finetune_a_classifier(monkeypatch):
+    """In one batch of all messages: then order does not matter, and losses agree."""
     monkeypatch.setattr(finetuning, "BATCH", 12)
     runs = finetuning.classification_runs(random_base(), load_sms()[:12])
     losses = mean_losses(runs)
@@ -112,10 +116,8 @@ def test_contestants_finetune_a_classifier(monkeypatch, with_book):
     assert (losses.iloc[1] < losses.iloc[0]).all()
 
 
-@pytest.mark.parametrize("with_book", [True, False])
-def test_contestants_finetune_on_instructions(monkeypatch, with_book):
-    if not with_book:
-        monkeypatch.setattr(finetuning, "find_peer", lambda name: False)
+@pytest.mark.usefixtures("with_and_without_book")
+def test_contestants_finetune_on_instructions(monkeypatch):
     monkeypatch.setattr(finetuning, "BATCH", 6)
     runs = finetuning.instruction_runs(random_base(), load_instructions()[:6])
     losses = mean_losses(runs)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import random_gpt
+from models import Letters, random_gpt
 from torch.utils.data import DataLoader
 
 from shared import ch02, ch03, ch04, ch05, ch06, ch07
@@ -61,18 +61,6 @@ ANYTHING = st.sampled_from(
 # --- What the functions work on -------------------------------------------------------
 
 TEXT = "It was a dark night, and the lamp -- the last one -- went out. " * 4
-
-
-class Letters:
-    """A tokenizer whose ids a tiny model knows."""
-
-    def encode(self, text, allowed_special=(), disallowed_special=()):
-        return [ord(letter) % V for letter in text]
-
-    encode_ordinary = encode
-
-    def decode(self, ids):
-        return "".join(chr(97 + int(i) % 26) for i in ids)
 
 
 LETTERS = Letters()

@@ -7,7 +7,7 @@ changes, and docs/reliability.md tells which survive.
 import pytest
 import torch
 import torch.nn.functional as F
-from models import TINY, nudged_gpt
+from models import TINY, Letters, nudged_gpt
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -33,16 +33,6 @@ from shared.ch05 import (
 )
 from shared.ch06 import GPTClassifier, last_real_position, train_classifier_simple
 from shared.ch07 import custom_collate_fn
-
-
-class Letters:
-    """A tokenizer whose ids a tiny model knows."""
-
-    def encode(self, text, allowed_special=()):
-        return [ord(letter) % 61 for letter in text]
-
-    def decode(self, ids):
-        return " ".join(map(str, ids))
 
 
 def modes_while_learning(model):

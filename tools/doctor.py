@@ -136,15 +136,11 @@ def check_data():
     """Which data files are here and intact, so that they need no network."""
     from shared import data
 
-    def is_here(file):
-        copies = (path for _, path in data._local_copies(file))
-        return any(data._problem_with(path, file) is None for path in copies)
-
-    absent = [file for file in data.FILES.values() if not is_here(file)]
+    absent = [file for file in data.FILES.values() if data.local_copy(file) is None]
     needed = [file for file in absent if file.repository or file.package]
     if needed:
         text = f"missing or changed: {', '.join(file.name for file in needed)}"
-        return "fault", text, *dict.fromkeys(map(data._remedy, needed))
+        return "fault", text, *dict.fromkeys(map(data.remedy, needed))
     text = f"{len(data.FILES) - len(absent)} files, all that is needed"
     others = ", ".join(file.name for file in absent)
     return "ok", f"{text}; only online: {others}" if others else text
