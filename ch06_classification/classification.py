@@ -92,11 +92,11 @@ def random_split(
     df: pd.DataFrame, train_frac: float, validation_frac: float, seed: int = 123
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Deal the rows at random into training, validation and (the rest) test part."""
+    check_split(len(df), train_frac, validation_frac)
     shuffled = df.sample(frac=1, random_state=seed)
     a = int(len(df) * train_frac)
     b = a + int(len(df) * validation_frac)
     parts = shuffled[:a], shuffled[a:b], shuffled[b:]
-    check_split(train_frac, validation_frac, parts)
     return tuple(part.reset_index(drop=True) for part in parts)
 
 

@@ -84,21 +84,20 @@ def check_one_label(df: pd.DataFrame, key: Callable[[str], str]) -> None:
         )
 
 
-def check_split(
-    train_frac: float, validation_frac: float, parts: Sequence[Sized]
-) -> None:
+def check_split(rows: int, train_frac: float, validation_frac: float) -> None:
     """Refuse shares that are none, or leave one of the parts empty."""
     shares = f"train_frac {train_frac} and validation_frac {validation_frac}"
-    if min(train_frac, validation_frac) <= 0 or train_frac + validation_frac >= 1:
+    # all() instead of a minimum: nan is neither above nor below anything
+    if not all((train_frac > 0, validation_frac > 0, train_frac + validation_frac < 1)):
         raise ValueError(
             f"{shares} must be above 0, and their sum below 1, so that something is "
             "left for the test; try 0.7 and 0.1"
         )
-    sizes = [len(part) for part in parts]
+    sizes = int(rows * train_frac), int(rows * validation_frac)
     if min(sizes) == 0:
         raise ValueError(
-            f"{shares} of {sum(sizes)} rows leave a part empty: "
-            f"{', '.join(map(str, sizes))}; take more rows"
+            f"{shares} of {rows} rows leave a part empty: {sizes[0]} to train on, "
+            f"{sizes[1]} to validate; take more rows"
         )
 
 

@@ -146,8 +146,10 @@ def check_parts(num_epochs: int, **parts: Sequence) -> None:
         raise ValueError(f"num_epochs must be 1 or more, not {num_epochs}")
 
 
-def check_room(context: int, max_new_tokens: int) -> int:
+def check_room(context: int, max_new_tokens: int, batch_size: int) -> int:
     """How many tokens a prompt may have; refuse a request that leaves it none."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
     if not 1 <= max_new_tokens < context:
         raise ValueError(
             f"max_new_tokens must be between 1 and {context - 1}, not {max_new_tokens}"

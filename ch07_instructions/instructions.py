@@ -334,7 +334,7 @@ def generate_answers(
     It is asked in the style that it carries; one that carries none needs `style`.
     """
     style = own_style(model.cfg, style)
-    room = check_room(model.cfg["context_length"], max_new_tokens)
+    room = check_room(model.cfg["context_length"], max_new_tokens, batch_size)
 
     def encode(entry: Mapping[str, str]) -> list[int]:
         return tokenizer.encode(format_prompt(entry, style), disallowed_special=())
