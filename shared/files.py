@@ -10,7 +10,8 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; if all goes well, what was written replaces `path`.
 
-    Makes the folder if there is none. After an error `path` is as it was.
+    Makes the folder if there is none. After an error, which names it, `path` is as it
+    was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -19,6 +20,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(draft, "r+b") as file:
             os.fsync(file.fileno())  # on the disk before it gets the name
         os.replace(draft, path)
+    except Exception as error:  # safetensors, for one, does not say which file
+        error.add_note(f"{path} was not written; what stood there before still does.")
+        raise
     finally:
         draft.unlink(missing_ok=True)
 

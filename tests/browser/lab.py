@@ -1,6 +1,7 @@
 """A JupyterLab of its own for a test, and pages of it in a headless browser."""
 
 import json
+import math
 import os
 import re
 import secrets
@@ -141,6 +142,39 @@ class Visit:
             if not found or time.monotonic() > end:
                 return found + self.noticed
             time.sleep(0.5)
+
+    def cell(self, i: int):
+        """A cell of the notebook, counted from 0."""
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(i)
+
+    def write(self, i: int, text: str) -> None:
+        """Put a text in the place of what a cell holds."""
+        self.cell(i).locator(".cm-content").click()
+        self.page.keyboard.press("ControlOrMeta+A")
+        self.page.keyboard.insert_text(text)
+
+    def run(self, i: int, seconds: float = 300) -> None:
+        """Run one cell by its keys, and wait for its new number."""
+        self.page.wait_for_selector("[data-status='idle']", state="attached")
+        prompt = self.cell(i).locator(".jp-InputPrompt")
+        before = shown = prompt.inner_text()
+        pressed, end = -math.inf, time.monotonic() + seconds
+        while shown == before or "*" in shown:
+            if time.monotonic() > end:
+                raise TimeoutError(f"cell {i} shows {shown!r} after {seconds} s")
+            if shown == before and time.monotonic() > pressed + 10:  # or keys were lost
+                self.cell(i).locator(".cm-content").click()
+                self.page.keyboard.press("Control+Enter")
+                pressed = time.monotonic()
+            time.sleep(0.05)
+            shown = prompt.inner_text()
+
+    def outputs(self, i: int) -> list[list[str]]:
+        """The kind and the text of each output of a cell."""
+        return self.cell(i).evaluate(
+            """cell => [...cell.querySelectorAll(".jp-OutputArea-output")].map(
+                output => [output.dataset.mimeType, output.innerText.trim()])"""
+        )
 
     def run_all(self, seconds: float = 600) -> list[str]:
         """Run all cells from the menu, as a reader does; return those that did not."""

@@ -1,0 +1,258 @@
+"""Exercises done and widgets moved in a real JupyterLab: `make browser`.
+
+pytest finds this file only when it is named: it takes minutes and needs a browser.
+"""
+
+import re
+import shutil
+
+import nbformat
+import pytest
+
+from tools.export import ROOT
+
+# Of each check: what stands in the right answer, and what a typical wrong one has there
+SLIPS = {
+    "ch02_text_data": {
+        "lossless_split": ("SPLIT_PATTERN.split(text)", "text.split()"),
+        "count_windows": ("n - 1 - max_length", "n - max_length"),
+        "embedding_parameters": ("vocab_size + context_length", "vocab_size"),
+        "stream": ('decode("utf-8")', 'decode("utf-8", "replace")'),
+        "embedding_gradient": ("0, ids.flatten(),", "0, ids,"),
+        "merge_most_frequent": ("        return ids\n", "        return None\n"),
+        "cheapest_first": ("len(tokenizer.encode(texts[name]))", "len(texts[name])"),
+        "expand": (
+            "expand(left, merges) + expand(right, merges)",
+            "bytes([left, right])",
+        ),
+        "drop_merges": (">= p", "< p"),
+        "longest_match": ("len(word), 0, -1", "1, len(word) + 1"),
+    },
+    "ch03_attention": {
+        "causal_mask": ("> positions[:, None]", ">= positions[:, None]"),
+        "safe_softmax": ("torch.where(total == 0, 1.0, total)", "total"),
+        "leaks": ("range(1, T)", "range(T - 1, T)"),
+        "costs": ("width**2 + width", "width**2"),
+        "grouped_query_attention": (", is_causal=True", ""),
+        "blockwise_attention": ("total * shrink", "total"),
+        "reach": ("(window - 1)", "window"),
+    },
+    "ch04_gpt_model": {
+        "rms_norm": ("(x**2).mean", "x.mean"),
+        "gelu_slope": ("cumulative + z * density", "cumulative"),
+        "looks_ahead": ("[:, :t]", ""),
+        "cache_bytes": ("keys_and_values = 2", "keys_and_values = 1"),
+        "generate_half_window": ("context_size // 2", "context_size"),
+        "count_parameters": (" + 2 * C + head", " + head"),
+        "largest_change": ("copy.deepcopy(model)", "model"),
+    },
+    "ch05_pretraining": {
+        "bits_per_byte": ("math.log(2) * ", ""),
+        "unigram_loss": ("(counts[i] + 1)", "counts[i]"),
+        "keep_min_p": ("p * largest", "p"),
+        "accumulate_gradients": (" * targets.numel() / total", " / len(pieces)"),
+        "early_stopping": (">= patience", "> patience"),
+        "sliding_loss": ("        targets[: done - begin - 1] = -100\n", ""),
+        "adamw_step": (" / (1 - betas[0] ** n)", ""),
+        "learn_noise": ('return "below", "above"', 'return "below"'),
+    },
+    "ch06_classification": {
+        "padding_share": ("max(batch) * len(batch)", "max(lengths) * len(batch)"),
+        "allowed_false_alarms": ("(1 - share_of_spam)", "share_of_spam"),
+        "split_by_key": (
+            "random.Random(seed).shuffle(groups)",
+            "random.shuffle(groups)",
+        ),
+        "balanced_loss": ('reduction="none"', 'reduction="mean"'),
+        "area_under_curve": (" + (spam == ham).double() / 2", ""),
+        "tfidf_rows": ("set(text)", "text"),
+        "accuracy_after": ("vectorizer.transform(", "vectorizer.fit_transform("),
+    },
+    "ch07_instructions": {
+        "extract_answer": ('.partition("<|endoftext|>")', '.partition("\\n")'),
+        "mask_prompts": ("lengths - 1", "lengths"),
+        "encode_conversation": (", 50256]", "]"),
+        "fair_verdict": ("first_wins(other, one)", "first_wins(one, other)"),
+        "share_better": (
+            "torch.randint(n, (repeats, n), generator=generator)",
+            "torch.randint(n, (repeats, n))",
+        ),
+        "answer_loss": ("total += n * calc", "total += calc"),
+    },
+    "ch08_modern_models": {
+        "rms_norm": ("x.square().mean", "x.mean"),
+        "rotary_angles": ("-2 * pair", "-pair"),
+        "grouped_cache_bytes": ('cfg["n_kv_heads"]', 'cfg["n_heads"]'),
+        "take_apart": ("lower + upper", "upper + lower"),
+        "changed_logits": ("copy.deepcopy(model)", "model"),
+    },
+    "appendix_a_pytorch": {
+        "one_hot": ("[..., None]", "[:, None]"),
+        "strides": ("reversed(shape)", "shape"),
+        "sigmoid": ("s * (1 - s)", "s"),
+        "train_epoch": (" * len(x)", ""),
+        "order_matters": ("(True, False)", "(False, True)"),
+    },
+    "appendix_d_training": {
+        "same_memory": ("after / before", "before / after"),
+        "three_groups": ('name.startswith("trf_blocks")', "True"),
+        "short_steps": ("if step == 0", "if step"),
+    },
+    "appendix_e_lora": {
+        "lora_parameters": ("0 if cfg", "rank * (C + V) if cfg"),
+        "set_strength": ("s * layer.alpha / layer.rank", "s"),
+        "adapt_queries_and_values": ("    model.requires_grad_(False)\n", ""),
+        "low_rank": ("U[:, :rank] * S[:rank]", "U[:, :rank]"),
+        "gpt3_lora_parameters": ("2 * rank", "rank"),
+        "trained_error": (".square().sum()", ".square().mean()"),
+    },
+    "appendix_f_speed": {
+        "tokens_per_second": (" + V * C,", ","),
+        "quantise": ("2 ** (bits - 1) - 1", "2 ** (bits - 1)"),
+        "calls_saved": ("model.final_norm", "model"),
+    },
+}
+MARKS = re.compile(r"[ \t]*### (BEGIN|END) SOLUTION\n?")
+SENTENCE = re.compile(r"Exercise (2b|\d|[ADEF])\.\d: .+")
+
+
+@pytest.fixture
+def copied(lab, visit):
+    """Opens a copy of a notebook, since JupyterLab saves what is typed and run."""
+
+    def open_it(path):
+        copy = (lab.root / path).with_name("copy.ipynb")
+        shutil.copy(lab.root / path, copy)
+        return visit(copy.relative_to(lab.root).as_posix())
+
+    return open_it
+
+
+def code_cells(path):
+    """The code cells of a notebook, by their places among all cells."""
+    cells = nbformat.read(ROOT / path, as_version=4).cells
+    return {i: cell.source for i, cell in enumerate(cells) if "code" in cell.cell_type}
+
+
+def answered(page, answers, check):
+    """What a check shows once these answers stand in their cells: kinds and texts."""
+    for i, answer in answers.items():
+        page.write(i, answer)
+        page.run(i)
+    page.run(check)
+    return page.outputs(check)
+
+
+def refused(page, answers, check):
+    """The one sentence by which a check refuses answers."""
+    [(kind, sentence)] = answered(page, answers, check)
+    assert kind.endswith(".error") and SENTENCE.fullmatch(sentence), sentence
+    return sentence
+
+
+@pytest.mark.parametrize("folder", SLIPS)
+def test_exercises_are_refused_in_a_sentence_until_they_are_right(copied, folder):
+    slips, right = dict(SLIPS[folder]), {}
+    solutions = code_cells(f"{folder}/solutions.ipynb")
+    page = copied(f"{folder}/exercises.ipynb")
+    for i, source in code_cells(f"{folder}/exercises.ipynb").items():
+        page.run(i)
+        if source != solutions[i]:
+            assert not page.outputs(i)
+            right[i] = MARKS.sub("", solutions[i])
+        elif check := re.match(r"checks\.(\w+)", source):
+            [(_, unanswered)] = page.outputs(i)
+            assert SENTENCE.fullmatch(unanswered), unanswered
+            assert "unanswered" in unanswered or "replace the `...`" in unanswered
+            piece, slip = slips.pop(check[1])
+            [j] = [j for j, answer in right.items() if piece in answer]
+            wrong = right | {j: right[j].replace(piece, slip)}
+            assert refused(page, wrong, i) != unanswered
+            shown = answered(page, right, i)
+            assert not any(kind.endswith((".error", ".stderr")) for kind, _ in shown)
+            assert re.search("^Right", shown[0][1], re.MULTILINE), shown
+            right = {}
+        else:
+            assert not any(kind.endswith(".error") for kind, _ in page.outputs(i))
+    assert not right and not slips and not page.noticed
+
+
+def press(key, slider, times=1):
+    def move(page, cell):
+        for _ in range(times):
+            cell.get_by_role("slider").nth(slider).press(key)
+
+    return move
+
+
+def click(role, name):
+    return lambda page, cell: cell.get_by_role(role, name=name, exact=True).click()
+
+
+def type_in(text):
+    def move(page, cell):
+        cell.locator(".widget-text input").fill(text)
+        page.keyboard.press("Enter")
+
+    return move
+
+
+# For each notebook the cells to run, by words in them, and for its widget the moves,
+# with words of the picture's new alt text
+WIDGETS = {
+    "ch02_text_data/bpe.ipynb": (
+        [""],  # all above
+        {
+            "25 of 26 merges": press("ArrowLeft", 0),
+            "the story: ": click("button", "the story"),
+            "The bytes of 'Ten ponies.'": type_in("Ten ponies."),
+            "room for 60": type_in("m" * 61),
+        },
+    ),
+    "ch03_attention/attention.ipynb": (
+        [""],
+        {
+            "What 'roof' hears": click("button", "roof"),
+            "; the scores masked;": click("checkbox", "divide by √D"),
+            "; the scores as they are;": click("checkbox", "mask the future"),
+        },
+    ),
+    "ch05_pretraining/pretraining.ipynb": (
+        ["#| export", "import pandas", "tokenizer = get_tok", "if PRETRAINED =="],
+        {
+            "temperature 1.2,": press("ArrowRight", 0, times=2),
+            "top-k 50,": press("ArrowLeft", 1, times=2),
+            "top-p 0.95": press("ArrowRight", 2),
+        },
+    ),
+    "appendix_a_pytorch/pytorch.ipynb": (
+        [""],
+        {
+            "Left, 19 steps": press("ArrowLeft", 0),
+            "rates 0.12 and 0.75": press("ArrowRight", 1, times=2),
+            "rates 0.12 and 0.76": press("ArrowRight", 2),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("path", WIDGETS)
+def test_moving_a_control_changes_the_picture(copied, path):
+    needed, moves = WIDGETS[path]
+    page = copied(path)
+    for i, source in code_cells(path).items():
+        moving = re.search(r"^widgets\.", source, re.MULTILINE)
+        if moving or any(words in source for words in needed):
+            page.run(i)
+        if moving:
+            break
+    cell, picture = page.cell(i), page.cell(i).locator(".jp-OutputArea img")
+    for words, move in moves.items():
+        before = picture.get_attribute("src")
+        move(page.page, cell)
+        moved = page.cell(i).locator(f'.jp-OutputArea img[alt*="{words}"]')
+        moved.wait_for()
+        assert moved.count() == picture.count() == 1
+        assert moved.get_attribute("src") != before, words
+        assert not any(kind.endswith(".error") for kind, _ in page.outputs(i))
+    assert not page.noticed
