@@ -1,6 +1,6 @@
 # make course          run every chapter from the first cell to the last; print the results
 # make test            run every test, and re-run every notebook against its stored outputs
-# make browser         open and check every page in JupyterLab, in a headless Chromium
+# make browser         check every page, exercise and control in JupyterLab, in Chromium
 # make lab             open the course in JupyterLab
 # make export          write the chapters' modules and the exercises from the notebooks
 # make run-notebooks   run every notebook and store what it prints
@@ -31,7 +31,7 @@ test: $(READY)
 # Without Playwright or a Chromium every one of these tests is skipped, and says so.
 browser: $(READY)
 	-$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
-	$(RUN) -m pytest -rs tests/browser/in_jupyterlab.py
+	$(RUN) -m pytest -rs tests/browser/in_jupyterlab.py tests/browser/practice.py
 
 lab: $(READY)
 	$(RUN) -m jupyterlab $(LAB_ARGS) README.md

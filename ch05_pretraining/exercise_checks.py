@@ -99,7 +99,7 @@ def keep_min_p(answer: Callable[[torch.Tensor, float], torch.Tensor]) -> None:
     wanted = torch.tensor([[0.625, 0.375, 0.0, 0.0], [0.0, 9 / 44, 15 / 44, 20 / 44]])
     kept, wanted_kept = (found > 0).tolist(), (wanted > 0).tolist()
     assert kept[0] == wanted_kept[0], (
-        f"of {rows[0].tolist()} with p = 0.4, keep what is at least 0.4 * 0.5 = 0.2; "
+        "of [0.5, 0.3, 0.15, 0.05] with p = 0.4 keep what is at least 0.4 * 0.5 = 0.2; "
         f"you kept {kept[0]}"
     )
     assert kept[1] == wanted_kept[1], (

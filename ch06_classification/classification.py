@@ -1,7 +1,7 @@
 """Chapter 6: Classification.
 
 Turn a pretrained GPT into a spam filter, measure what each choice on the way is worth,
-and say when a simpler method would have done and when not.
+and say when a simpler method would have done.
 
 Exported from classification.ipynb, which explains every line: change it there, then run
 `python -m tools.export`.

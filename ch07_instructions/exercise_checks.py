@@ -165,7 +165,9 @@ def share_better(
     difficulty = torch.rand(400, generator=chance)
     gains = 0.02 + 0.2 * torch.randn(400, generator=chance)
     one, other = (difficulty + gains).tolist(), difficulty.tolist()
-    found = number(answer(one, other, 4000, torch.Generator().manual_seed(1)))
+    given = torch.Generator().manual_seed(1)
+    before = given.get_state()
+    found = number(answer(one, other, 4000, given))
     standard_error = (gains.std() / math.sqrt(400)).item()
     wanted = 0.5 * (1 + math.erf(gains.mean().item() / standard_error / math.sqrt(2)))
     assert not math.isclose(found, 1 - wanted, abs_tol=0.01), (
@@ -179,6 +181,9 @@ def share_better(
     )
     assert math.isclose(found, wanted, abs_tol=0.02), (
         f"by the normal distribution the share is about {wanted:.3f}, yours is {found}"
+    )
+    assert not torch.equal(given.get_state(), before), (
+        "the share is right, but nobody can repeat it: draw with the generator given"
     )
     same = number(answer([1.0] * 9, [1.0] * 9, 50, torch.Generator().manual_seed(1)))
     assert same == 0, "equal means are not higher ones: count only what is above 0"

@@ -7,6 +7,7 @@ import math
 import numbers
 import re
 import reprlib
+import textwrap
 from collections.abc import Callable
 from itertools import islice
 
@@ -25,8 +26,10 @@ class NotYet(AssertionError):
         super().__init__(sentence)
         self.error = error
 
-    def _render_traceback_(self) -> list[str]:  # asked for by IPython
-        return [str(self)]
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: JupyterLab itself would break lines within words."""
+        whole = {"break_long_words": False, "break_on_hyphens": False}
+        return textwrap.wrap(str(self), 88, **whole)
 
 
 def checked(exercise: str, wants: str | None, keeps: bool = False) -> Callable:

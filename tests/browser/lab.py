@@ -170,10 +170,10 @@ class Visit:
             shown = prompt.inner_text()
 
     def outputs(self, i: int) -> list[list[str]]:
-        """The kind and the text of each output of a cell."""
+        """The kind and the text of each output of a cell; a widget is of no kind."""
         return self.cell(i).evaluate(
             """cell => [...cell.querySelectorAll(".jp-OutputArea-output")].map(
-                output => [output.dataset.mimeType, output.innerText.trim()])"""
+                output => [output.dataset.mimeType ?? "", output.innerText.trim()])"""
         )
 
     def run_all(self, seconds: float = 600) -> list[str]:
