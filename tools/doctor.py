@@ -185,7 +185,7 @@ CHECKS = {
     "memory": check_memory,
     "disk": check_disk,
     "data": check_data,
-    "checkout": lambda: check_writing(ROOT),
+    "checkout": lambda: check_writing(ROOT, "note"),
     "cache": check_cache,
     "temporary": lambda: check_writing(tempfile.gettempdir()),
     "kernel": check_kernel,

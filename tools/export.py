@@ -306,7 +306,7 @@ def run_ruff(arguments: list[str], text: str, name: str) -> str:
     command += ["--config", "target-version = 'py311'", "--isolated"]
     known = f"lint.isort.known-first-party = {COURSE_FOLDERS}"
     command += ["--config", known, "--stdin-filename", "module.py", "-"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8")
     if done.returncode != 0:
         raise ExportError(f"{name}: {done.stdout}{done.stderr}".strip())
     return done.stdout
