@@ -205,11 +205,11 @@ def type_in(text):
 
 
 def settled(picture):
-    """A picture that has not changed for a second."""
+    """A picture that has not changed for half a second."""
     before = None
     while (shown := picture.get_attribute("src")) != before:
         before = shown
-        time.sleep(1)
+        time.sleep(0.5)
     return shown
 
 
