@@ -4,6 +4,7 @@ What is told to fail here fails really: processes are killed at random moments, 
 may not grow, and a server on this machine sends what broken mirrors send.
 """
 
+import contextlib
 import hashlib
 import http.server
 import io
@@ -16,7 +17,6 @@ import sys
 import threading
 import time
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 from traceback import format_exception_only
 from types import SimpleNamespace
@@ -67,7 +67,7 @@ def zipped(members):
 # --- Other processes ------------------------------------------------------------------
 
 
-@contextmanager
+@contextlib.contextmanager
 def child(work, *arguments):
     """A copy of this process that does some work, and ends with 0 or, failing, 1.
 
@@ -107,6 +107,26 @@ def ended(number):
     """The exit status of a child that is left to end by itself."""
     status = os.waitid(os.P_PID, number, os.WEXITED | os.WNOWAIT)
     return status.si_status
+
+
+@contextlib.contextmanager
+def stopping(number):
+    """Ctrl-C, and once more if nothing comes of it, as a person would."""
+    over = threading.Event()
+
+    def press():
+        while True:
+            os.kill(number, signal.SIGINT)
+            if over.wait(20):
+                return
+
+    presses = threading.Thread(target=press)
+    presses.start()
+    try:
+        yield
+    finally:
+        over.set()
+        presses.join()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -598,8 +618,8 @@ def test_ctrl_c_at_any_moment_leaves_a_whole_number_of_steps_to_go_on_from(tmp_p
 
     def interrupted(say):
         model, optimizer = begin()
-        optimizer.register_step_post_hook(lambda *_: say("."))
-        say("!")
+        steps = iter("." * 20)  # more than that nobody reads
+        optimizer.register_step_post_hook(lambda *_: say(next(steps, "")))
         looks = train(model, optimizer, 10**6)
         assert len({len(curve) for curve in looks}) == 1
         steps = {int(state["step"]) for state in optimizer.state.values()} or {0}
@@ -608,10 +628,10 @@ def test_ctrl_c_at_any_moment_leaves_a_whole_number_of_steps_to_go_on_from(tmp_p
 
     for _ in range(20):
         with child(interrupted) as (number, said):
-            said.read(1 + chance.randrange(20))  # so many steps, however slow
+            said.read(chance.randrange(1, 20))  # so many steps, however slow
             time.sleep(chance.uniform(0, 0.01))
-            os.kill(number, signal.SIGINT)
-            assert ended(number) == 0, said.read().decode()
+            with stopping(number):
+                assert ended(number) == 0, said.read().decode()
         model, optimizer = begin()
         step = load_checkpoint(path, model, optimizer)["step"]
         if step < len(calm) - 6:

@@ -11,6 +11,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from tools.export import ROOT
 
+pytest_plugins = ["fixtures"]  # beside this file; a second conftest hides the first
+
 PAGES = [
     path.relative_to(ROOT).as_posix()
     for path in [

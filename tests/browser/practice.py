@@ -11,6 +11,8 @@ import pytest
 
 from tools.export import ROOT
 
+pytest_plugins = ["fixtures"]  # beside this file; a second conftest hides the first
+
 # Of each check: what stands in the right answer, and what a typical wrong one has there
 SLIPS = {
     "ch02_text_data": {
