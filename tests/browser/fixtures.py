@@ -1,10 +1,10 @@
-"""A browser, a JupyterLab, and its pages, for all tests of this folder."""
+"""A browser, a JupyterLab, and its pages: fixtures of both files of tests."""
 
 import pytest
 from lab import Lab, Visit, find_chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="needs Playwright: `make browser` installs it"
@@ -19,7 +19,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
     lab = Lab(tmp_path_factory.mktemp("lab"))
     try:

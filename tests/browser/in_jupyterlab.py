@@ -7,11 +7,10 @@ import time
 
 import nbformat
 import pytest
+from fixtures import *  # noqa: F403 (a second conftest.py would hide the first)
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tools.export import ROOT
-
-pytest_plugins = ["fixtures"]  # beside this file; a second conftest hides the first
 
 PAGES = [
     path.relative_to(ROOT).as_posix()

@@ -8,10 +8,9 @@ import time
 
 import nbformat
 import pytest
+from fixtures import *  # noqa: F403 (a second conftest.py would hide the first)
 
 from tools.export import ROOT
-
-pytest_plugins = ["fixtures"]  # beside this file; a second conftest hides the first
 
 # Of each check: what stands in the right answer, and what a typical wrong one has there
 SLIPS = {
