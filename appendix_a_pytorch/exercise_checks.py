@@ -19,7 +19,7 @@ def one_hot(answer: Callable) -> None:
     generator = torch.Generator().manual_seed(1)
     for shape, V in (((4,), 6), ((2, 3), 5), ((3, 3), 3), ((2, 1, 2), 4)):
         ids = torch.randint(V, shape, generator=generator)
-        answer.hint = "give ids a new last axis of length 1: ids[..., None]"
+        answer.hint = "give ids a new last axis, of length 1, to meet every number"
         found = tensor(answer(ids, V), *shape, V)
         assert found.is_floating_point(), (
             f"{found.dtype} cannot be multiplied with weights; finish with .float()"
@@ -100,7 +100,8 @@ def train_epoch(answer: Callable) -> None:
         "that is the loss after the epoch; the losses met on the way are wanted"
     )
     assert math.isclose(found, mean, abs_tol=1e-5), (
-        f"the mean loss of the ten examples is {mean:.4f}, not {found:.4f}"
+        f"the mean loss of the ten examples is {mean:.4f}, not {found:.4f}: each "
+        "batch's loss counts once for each of its examples"
     )
     answer(model, loader, optimizer)
     _epoch(reference, loader)

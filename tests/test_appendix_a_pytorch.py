@@ -345,7 +345,7 @@ WRONG = [
     (
         checks.one_hot,
         (lambda ids, V: (ids[:, None] == torch.arange(V)).float(),),
-        "ids[..., None]",
+        "a new last axis",
     ),
     (
         checks.one_hot,
