@@ -4,7 +4,6 @@ What is told to fail here fails really: processes are killed at random moments, 
 may not grow, and a server on this machine sends what broken mirrors send.
 """
 
-import contextlib
 import hashlib
 import http.server
 import io
@@ -17,6 +16,7 @@ import sys
 import threading
 import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import format_exception_only
 from types import SimpleNamespace
@@ -67,7 +67,7 @@ def zipped(members):
 # --- Other processes ------------------------------------------------------------------
 
 
-@contextlib.contextmanager
+@contextmanager
 def child(work, *arguments):
     """A copy of this process that does some work, and ends with 0 or, failing, 1.
 
@@ -85,6 +85,8 @@ def child(work, *arguments):
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             sys.stdout = sys.stderr = open(os.devnull, "w")
+            # what a shell starts in the background ignores Ctrl-C, as do its children
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.write(writing, b"!")
             work(lambda text: os.write(writing, text.encode()), *arguments)
             status = 0
@@ -107,26 +109,6 @@ def ended(number):
     """The exit status of a child that is left to end by itself."""
     status = os.waitid(os.P_PID, number, os.WEXITED | os.WNOWAIT)
     return status.si_status
-
-
-@contextlib.contextmanager
-def stopping(number):
-    """Ctrl-C, and once more if nothing comes of it, as a person would."""
-    over = threading.Event()
-
-    def press():
-        while True:
-            os.kill(number, signal.SIGINT)
-            if over.wait(20):
-                return
-
-    presses = threading.Thread(target=press)
-    presses.start()
-    try:
-        yield
-    finally:
-        over.set()
-        presses.join()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -630,8 +612,8 @@ def test_ctrl_c_at_any_moment_leaves_a_whole_number_of_steps_to_go_on_from(tmp_p
         with child(interrupted) as (number, said):
             said.read(chance.randrange(1, 20))  # so many steps, however slow
             time.sleep(chance.uniform(0, 0.01))
-            with stopping(number):
-                assert ended(number) == 0, said.read().decode()
+            os.kill(number, signal.SIGINT)
+            assert ended(number) == 0, said.read().decode()
         model, optimizer = begin()
         step = load_checkpoint(path, model, optimizer)["step"]
         if step < len(calm) - 6:

@@ -195,9 +195,8 @@ def find_in_chapters(known: list[str], name: str) -> tuple[str, str]:
             public.update(dict.fromkeys(exported(source), source))
     if name not in public:
         later = [c for c in chapters() if name in exported(f"shared.{c}")]
-        hint = nearest(name, public, exported(f"shared.{known[0]}"))
-        if later:
-            hint = f"; {later[0]} does"
+        own = exported(f"shared.{known[0]}")
+        hint = f"; {later[0]} does" if later else nearest(name, public, own)
         raise ValueError(f"{known[0]} exports nothing called {name!r}{hint}")
     return find(public[name], name) or refuse(public[name], name)
 
