@@ -6,13 +6,15 @@ import torch
 from torch import nn
 
 from ch04_gpt_model.guards import check_length
-from ch05_pretraining.guards import check_counts
+from ch05_pretraining.guards import check_counts, check_sampling
 
 __all__ = [
     "check_bits",
+    "check_counts",
     "check_features",
     "check_frozen",
     "check_room",
+    "check_sampling",
     "check_texts",
 ]
 

@@ -16,9 +16,11 @@ from torch import nn
 
 from appendix_f_speed.guards import (
     check_bits,
+    check_counts,
     check_features,
     check_frozen,
     check_room,
+    check_sampling,
     check_texts,
 )
 from shared.ch03 import MultiHeadAttention
@@ -31,7 +33,8 @@ __all__ = [
     "chunked_cross_entropy",
     "read_last",
     "KeptBelow",
-    "store_by_columns",
+    "PackedLinear",
+    "packed",
     "read_at",
     "stream",
     "generate_fast",
@@ -144,27 +147,40 @@ class KeptBelow(nn.Module):
         return gpt.out_head(gpt.final_norm(x))
 
 
-@torch.no_grad()
-def store_by_columns(model: nn.Module) -> None:
-    """Let the matrix of each `nn.Linear` lie in memory column by column, in place.
+class PackedLinear(nn.Module):
+    """A linear layer to read with, its matrix in tiles for `rows` vectors at once.
 
-    Values, shapes, names and tied weights stay, logits agree up to rounding. For
-    float32 on a CPU, one text at a time. A `state_dict` holds rows again, as
-    safetensors wants them.
+    Any other number of vectors takes the usual way, and so does a matrix that is not in
+    float32 on a CPU. It cannot be copied, and it never learns.
     """
-    turned = False
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear) and not layer.weight.t().is_contiguous():
-            layer.weight.data = layer.weight.data.t().contiguous().t()
-            turned = True
-    if turned:
-        model.register_state_dict_post_hook(_rows_again)
+
+    def __init__(self, linear: nn.Linear, rows: int):
+        super().__init__()
+        check_counts(rows=rows)
+        self.linear, self.rows, self.tiles = linear, rows, None
+        W = linear.weight.detach()
+        if torch.backends.mkl.is_available() and W.is_cpu and W.dtype == torch.float32:
+            self.tiles = torch.ops.mkl._mkl_reorder_linear_weight(W, rows)
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.tiles is None:
+            return self.linear(x)
+        W, bias = self.linear.weight, self.linear.bias
+        return torch.ops.mkl._mkl_linear(x, self.tiles, W, bias, self.rows)
 
 
-def _rows_again(module, state_dict, prefix, metadata) -> None:
-    for key, value in state_dict.items():
-        if isinstance(value, torch.Tensor):
-            state_dict[key] = value.contiguous()
+def packed(model: nn.Module, rows: int) -> nn.Module:
+    """The same model, to write `rows` texts at a time with: its linear layers in tiles.
+
+    Its parameters are those of `model`; the tiles are a second copy of the matrices.
+    """
+    own = {id(p): p for p in model.parameters()}  # deepcopy takes these as copied
+    twin = copy.deepcopy(model, own).eval()
+    for name, module in list(twin.named_modules()):
+        if type(module) is nn.Linear and name:
+            twin.set_submodule(name, PackedLinear(module, rows))
+    return twin
 
 
 def _new_slots(model: GPTModel, B: int, length: int) -> torch.Tensor:
@@ -262,6 +278,7 @@ def stream(
     Arguments as in chapter 5's `generate`, but for the list of prompts.
     """
     texts = check_texts(model, prompts, max_new_tokens, context_size)
+    check_sampling(temperature, top_k, top_p, model.cfg["vocab_size"])
     ids, lengths = _fill_up(texts, max_new_tokens, model.pos_emb.weight.device)
     slots = _new_slots(model, len(ids), min(ids.shape[1], context_size))
     rows = torch.arange(len(ids), device=ids.device)
@@ -291,9 +308,9 @@ def _fill_up(
 
 
 def _draw(logits, temperature, top_k, top_p, generator) -> torch.Tensor:
+    if temperature == 0:  # the likeliest token needs no probabilities
+        return logits.argmax(-1)
     probs = next_token_probabilities(logits, temperature, top_k, top_p)
-    if temperature == 0:
-        return probs.argmax(-1)
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 

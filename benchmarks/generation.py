@@ -8,7 +8,6 @@ multiplications allow, whichever is less; int8 has a quarter of the bytes. Its e
 stated in the appendix.
 """
 
-import copy
 from collections.abc import Callable
 
 import pandas as pd
@@ -24,7 +23,7 @@ from benchmarks import (
 )
 from benchmarks.limits import measure_limits
 from benchmarks.training import transformers_model
-from shared.appendix_f import generate_fast, quantised, store_by_columns
+from shared.appendix_f import generate_fast, packed, quantised
 from shared.ch04 import GPTConfig, GPTModel
 from shared.ch05 import generate
 
@@ -44,9 +43,7 @@ def generation_runs(
     ours = GPTModel({**cfg, "tie_weights": True}).to(device, dtype).eval()
     V, context = cfg["vocab_size"], cfg["context_length"]
     prompt = torch.randint(V, (texts, PROMPT_TOKENS), device=device)
-    fast = copy.deepcopy(ours)
-    if texts == 1 and device.type == "cpu" and dtype == torch.float32:
-        store_by_columns(fast)
+    fast = packed(ours, texts)
     runs = {
         "ours": lambda: generate_fast(fast, prompt, new, context),
         "ours, chapter 5": lambda: generate(ours, prompt, new, context),

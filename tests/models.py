@@ -55,3 +55,10 @@ def same_weights(one, other):
     """Whether two models have the same numbers under the same names."""
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def by_columns(model):
+    """Let the matrix of each linear layer lie in memory column after column."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = layer.weight.data.t().contiguous().t()

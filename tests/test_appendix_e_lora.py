@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import random_gpt
+from models import by_columns, random_gpt
 from safetensors import safe_open
 from torch import nn
 
@@ -19,7 +19,6 @@ from shared.appendix_e import (
     merge_lora,
     replace_linear_with_lora,
 )
-from shared.appendix_f import store_by_columns
 from shared.ch04 import generate_text_simple
 from shared.ch05 import load_checkpoint, save_checkpoint, save_gpt2_folder
 from shared.ch06 import GPTClassifier, set_trainable
@@ -374,7 +373,6 @@ def test_generation_with_cache_is_unchanged_by_merging():
     plain = generate_text_simple(model, IDS, 6, 16)
     assert torch.equal(generate_text_simple(model, IDS, 6, 16, use_cache=True), plain)
     merge_lora(model)
-    store_by_columns(model)
     assert torch.equal(generate_text_simple(model, IDS, 6, 16, use_cache=True), plain)
 
 
@@ -530,7 +528,7 @@ def test_model_without_updates_has_no_learned_part():
 
 def test_learned_part_of_bfloat16_and_of_columns(tmp_path):
     model = make_model(tie_weights=True)
-    store_by_columns(model)
+    by_columns(model)
     twin = copy.deepcopy(model)
     for each in (model, twin):
         replace_linear_with_lora(each.bfloat16(), 4, 8)
@@ -543,7 +541,7 @@ def test_fingerprint_does_not_depend_on_the_layout():
     model = make_model()
     replace_linear_with_lora(model, 4, 8)
     before = learned_part(model).cfg
-    store_by_columns(model)
+    by_columns(model)
     assert learned_part(model).cfg == before
 
 

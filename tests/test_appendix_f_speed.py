@@ -4,7 +4,6 @@ import copy
 import itertools
 
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
@@ -14,17 +13,17 @@ from torch import nn
 
 from shared.appendix_f import (
     KeptBelow,
+    PackedLinear,
     chunked_cross_entropy,
     generate_fast,
     guess_next,
+    packed,
     quantised,
     read_at,
     read_last,
     speculate,
-    store_by_columns,
     stream,
 )
-from shared.ch04 import generate_text_simple
 from shared.ch05 import calc_loss_batch, evaluating, generate
 from shared.ch06 import (
     GPTClassifier,
@@ -35,6 +34,7 @@ from shared.ch06 import (
 from shared.ch08 import Int4Linear, Int8Linear, dequantize_q4_1, quantize_q4_1
 
 V, CONTEXT = TINY["vocab_size"], TINY["context_length"]
+MKL = torch.backends.mkl.is_available()
 few = settings(max_examples=25, deadline=None)
 ids = st.integers(0, V - 1)
 # float64: no two logits are so near that rounding could choose between them
@@ -279,65 +279,50 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_layout_changes_strides_and_nothing_else(variant):
+@pytest.mark.parametrize("rows", [1, 5, 24])
+def test_a_packed_model_gives_the_same_logits_and_texts(rows, variant):
     model, text = make_model(**variant), make_ids(2, 12)
-    parameters = list(model.parameters())
-    logits = model(text)
-    values = {name: value.clone() for name, value in model.state_dict().items()}
-    written = generate_text_simple(model, text, 9, 16, use_cache=True)
-    store_by_columns(model)
-
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    assert len(linears) == 3 * 6 + 1
-    assert all(layer.weight.stride()[0] == 1 for layer in linears)
-    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
-    assert (model.out_head.weight is model.tok_emb.weight) == variant["tie_weights"]
-    assert torch.allclose(model(text), logits, atol=1e-5)
-    again = generate_text_simple(model, text, 9, 16, use_cache=True)
-    assert torch.equal(again, written)
-    for name, value in model.state_dict().items():
-        assert value.is_contiguous() and torch.equal(value, values[name]), name
+    twin = packed(model, rows)
+    layers = [m for m in twin.modules() if isinstance(m, PackedLinear)]
+    assert len(layers) == 3 * 6 + 1
+    assert all((m.tiles is not None) == MKL for m in layers)
+    assert torch.allclose(twin(text), model(text), atol=1e-5)  # 24 vectors, or 2
+    prompts = make_ids(rows, 4).tolist()
+    assert generate_fast(twin, prompts, 9, 16) == generate_fast(model, prompts, 9, 16)
 
 
-def test_layout_is_changed_once():
-    model = make_model(tie_weights=True)
-    store_by_columns(model)
-    places = [p.data_ptr() for p in model.parameters()]
-    hooks = len(model._state_dict_hooks)
-    store_by_columns(model)
-    assert [p.data_ptr() for p in model.parameters()] == places
-    assert len(model._state_dict_hooks) == hooks == 1
+def test_packing_takes_the_parameters_over_and_leaves_the_model_alone():
+    model = make_model(tie_weights=True).train()
+    kinds, text = [type(m) for m in model.modules()], make_ids(2, 9)
+    twin = packed(model, 2)
+    assert [type(m) for m in model.modules()] == kinds and model.training
+    assert not twin.training
+    places = {p.data_ptr() for p in model.parameters()}
+    assert {p.data_ptr() for p in twin.parameters()} == places
+    assert calc_loss_batch(text[:, :-1], text[:, 1:], model, "cpu").requires_grad
+    assert not PackedLinear(nn.Linear(4, 3), 2)(torch.ones(2, 4)).requires_grad
 
 
-def test_a_model_by_columns_is_saved_and_loaded_with_safetensors(tmp_path):
-    model, other, text = make_model(0), make_model(1), make_ids(2, 12)
-    logits = model(text)
-    store_by_columns(model)
-    store_by_columns(other)
-    path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(model.state_dict(), path)
-    other.load_state_dict(safetensors.torch.load_file(path))
-    assert torch.allclose(other(text), logits, atol=1e-5)
-    assert other.out_head.weight.stride() == (1, 61)
-    copied = copy.deepcopy(other)
-    assert copied.out_head.weight.stride() == (1, 61)
-    assert torch.allclose(copied(text), logits, atol=1e-5)
+def test_another_number_of_vectors_takes_the_usual_way():
+    linear = nn.Linear(24, 72)
+    layer, x = PackedLinear(linear, 4), torch.randn(7, 24)
+    assert torch.equal(layer(x), linear(x))
+    assert torch.allclose(layer(x[:4]), linear(x[:4]), atol=1e-6)
 
 
-def test_a_model_by_columns_trains_as_before():
-    losses = []
-    for by_columns in (False, True):
-        model, text = make_model(tie_weights=True).train(), make_ids(4, 16)
-        if by_columns:
-            store_by_columns(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        for _ in range(5):
-            loss = calc_loss_batch(text[:, :-1], text[:, 1:], model, "cpu")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        losses.append(loss.item())
-    assert abs(losses[0] - losses[1]) < 1e-3
+def test_what_cannot_be_packed_stays_an_ordinary_layer(monkeypatch):
+    assert PackedLinear(nn.Linear(4, 3).bfloat16(), 2).tiles is None
+    assert PackedLinear(nn.Linear(4, 3, device="meta"), 2).tiles is None
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    linear, x = nn.Linear(4, 3), torch.randn(2, 4)
+    layer = PackedLinear(linear, 2)
+    assert layer.tiles is None and torch.equal(layer(x), linear(x))
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_tiles_are_for_one_vector_at_least(rows):
+    with pytest.raises(ValueError, match=f"rows must be .*{rows}"):
+        packed(make_model(), rows)
 
 
 # Reading at positions
