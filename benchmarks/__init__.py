@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pandas as pd
 import torch
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from shared.ch04 import GPT_CONFIG_124M
@@ -26,6 +27,13 @@ PEERS = {  # the module of each peer, and how to get it
         "llms_from_scratch",
         "pip install --no-deps -r requirements-benchmarks.txt",
     ),
+}
+
+
+KINDS = {  # of PyTorch's operations, by parts of their names
+    "matrix products": ("mm", "mkl_linear"),
+    "attention": ("attention",),
+    "optimizer": ("adam",),
 }
 
 
@@ -81,4 +89,27 @@ def summary(
         table[f"x {peer}"] = pairs.median()
     most = pd.Series({name: limits.get(name, limits[""]) for name in seconds})
     table["of limit"] = table["tokens/s"] / most
+    return table.round(2)
+
+
+def where_time_goes(run: Callable[[], object], **work: float) -> pd.DataFrame:
+    """The share that each kind of operation has of a run's time on a CPU.
+
+    `work` is what the matrix products have to do, by its unit: 10^9 of it a second
+    are shown beside them.
+    """
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        start = time.perf_counter()
+        run()
+        whole = time.perf_counter() - start
+    spent = dict.fromkeys(KINDS, 0.0)
+    for event in record.key_averages():
+        for kind, parts in KINDS.items():
+            if any(part in event.key for part in parts):
+                spent[kind] += event.self_cpu_time_total / 1e6
+    spent["all else"] = whole - sum(spent.values())
+    table = pd.DataFrame({"of the time": pd.Series(spent) / whole})
+    for unit, amount in work.items():
+        rate = amount / 1e9 / spent["matrix products"]
+        table[unit] = pd.Series({"matrix products": rate})
     return table.round(2)

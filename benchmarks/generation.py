@@ -20,6 +20,7 @@ from benchmarks import (
     find_peer,
     summary,
     take_turns,
+    where_time_goes,
 )
 from benchmarks.limits import measure_limits
 from benchmarks.training import transformers_model
@@ -75,6 +76,17 @@ def tokens_limit(
     return min(texts * limits["bytes"] / (n_bytes * P), limits[name] / (2 * P))
 
 
+def passes_work(cfg: GPTConfig, texts: int, new: int, n_bytes: int) -> dict[str, float]:
+    """Bytes of the matrices and operations of their products, in all passes."""
+    C, L, V = cfg["emb_dim"], cfg["n_layers"], cfg["vocab_size"]
+    blocks, head = 12 * L * C**2, V * C
+    read = texts * (PROMPT_TOKENS + new - 1)
+    return {
+        "GB/s": new * n_bytes * (blocks + head),
+        "GFLOP/s": 2 * (read * blocks + texts * new * head),
+    }
+
+
 def tables(quick: bool) -> dict[str, pd.DataFrame]:
     """Tokens a second for one text and for many; quick: the small model, few tokens."""
     device, found = choose_device(), {}
@@ -91,4 +103,9 @@ def tables(quick: bool) -> dict[str, pd.DataFrame]:
             most["ours, int8"] = tokens_limit(cfg, texts, limits, name, 1)
             title = f"Greedy text, {size}, {texts} at once, {new} new tokens, {name}"
             found[title] = summary(seconds, texts * new, most)
+            if device.type == "cpu":
+                work = passes_work(cfg, texts, new, dtype.itemsize)
+                found[f"{title}, where ours goes"] = where_time_goes(
+                    runs["ours"], **work
+                )
     return found

@@ -22,6 +22,7 @@ from benchmarks import (
     find_peer,
     summary,
     take_turns,
+    where_time_goes,
 )
 from benchmarks.limits import measure_limits
 from pretrain.hardware import keep_freed_memory
@@ -108,10 +109,10 @@ def steps(
     return found
 
 
-def tokens_limit(cfg: GPTConfig, operations: float) -> float:
-    """Tokens a second if the matrix products of a training step were all it does."""
+def token_operations(cfg: GPTConfig) -> int:
+    """Operations of the matrix products of a training step, for each token."""
     C, L, V = cfg["emb_dim"], cfg["n_layers"], cfg["vocab_size"]
-    return operations / (6 * (12 * L * C**2 + V * C))
+    return 6 * (12 * L * C**2 + V * C)
 
 
 def tables(quick: bool) -> dict[str, pd.DataFrame]:
@@ -127,9 +128,15 @@ def tables(quick: bool) -> dict[str, pd.DataFrame]:
             dtype = getattr(torch, name)
             runs = steps(cfg, batch, context, device, dtype, peers)
             seconds = take_turns(runs, 1 if quick else 5, device)
-            most = {"": tokens_limit(cfg, limits[name])}
+            operations, tokens = token_operations(cfg), batch * context
+            most = {"": limits[name] / operations}
             for book in ("book", "book, fast"):
-                most[book] = tokens_limit(cfg, limits["float32"])
+                most[book] = limits["float32"] / operations
             title = f"Training step, {size}, {batch} x {context}, {name}"
-            found[title] = summary(seconds, batch * context, most)
+            found[title] = summary(seconds, tokens, most)
+            if device.type == "cpu":
+                work = {"GFLOP/s": tokens * operations}
+                found[f"{title}, where ours goes"] = where_time_goes(
+                    runs["ours"], **work
+                )
     return found

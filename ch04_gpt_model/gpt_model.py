@@ -249,7 +249,7 @@ def generate_text_simple(
 
     Source: Build a Large Language Model (From Scratch), section 4.7.
     """
-    check_prompt(idx, max_new_tokens)
+    check_prompt(model, idx, max_new_tokens, context_size)
     cache = model.new_cache(context_size) if use_cache else None
     for _ in range(max_new_tokens):
         logits = next_token_logits(model, idx, context_size, cache)  # (B, V)

@@ -30,7 +30,8 @@ def check_config(cfg: Mapping) -> None:
     [0, 1), or an `emb_dim` that `n_heads` does not divide.
     """
     if not isinstance(cfg, Mapping):
-        raise TypeError(f"cfg must be a dict such as GPT_CONFIG_124M, not {cfg!r}")
+        like = f"a dict like {_CONFIG_EXAMPLES}"
+        raise TypeError(f"cfg must be {like}, not {cfg!r}")
     _check_config_keys(cfg)
     for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
         # True counts as an integer in Python.
@@ -145,8 +146,11 @@ def check_window(
         )
 
 
-def check_prompt(idx: torch.Tensor, max_new_tokens: int) -> None:
+def check_prompt(
+    model, idx: torch.Tensor, max_new_tokens: int, context_size: int
+) -> None:
     """Raise TypeError or ValueError if no text can be generated from this request."""
     check_ids(idx)
+    check_length("context_size", context_size, model.cfg["context_length"])
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be 0 or more, not {max_new_tokens}")

@@ -315,12 +315,13 @@ def generate(
 ) -> torch.Tensor:
     """Continue texts by drawing token after token: ids (B, T) -> (B, T + n).
 
-    Arguments as in `generate_text_simple` and `next_token_probabilities`. A text that
-    has drawn `eos_id` gets only that from then on; when all have, it is the end.
+    At most `context_size` tokens are read; the next is drawn from what
+    `next_token_probabilities` returns. A text that has drawn `eos_id` gets only that
+    from then on; when all have, it is the end.
 
     Source: Build a Large Language Model (From Scratch), section 5.3.
     """
-    check_prompt(idx, max_new_tokens)
+    check_prompt(model, idx, max_new_tokens, context_size)
     check_sampling(temperature, top_k, top_p, model.cfg["vocab_size"])
     cache = model.new_cache(context_size) if use_cache else None
     done = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)

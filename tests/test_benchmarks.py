@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from models import TINY
+from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks
 from benchmarks import __main__ as program
@@ -46,9 +47,38 @@ def test_limits_are_measured():
     assert min(found.values()) > 0
 
 
-def test_training_limit_counts_the_matrix_products():
-    cfg = {**CFG, "emb_dim": 10, "n_layers": 1, "vocab_size": 100}
-    assert training.tokens_limit(cfg, 6 * (1200 + 1000) * 7.0) == 7
+def test_the_matrix_products_of_a_step_are_counted():
+    cfg = {**CFG, "n_layers": 2, "vocab_size": 100}
+    step = training.steps(cfg, 2, 16, CPU, torch.float32, ())["ours, chapter 5"]
+    with FlopCounterMode(display=False) as counter:
+        step()
+    counts = counter.get_flop_counts()["Global"]
+    products = torch.ops.aten.mm, torch.ops.aten.addmm
+    counted = sum(counts.get(name, 0) for name in products)
+    assert counted == 2 * 16 * training.token_operations(cfg)
+
+
+def test_the_matrix_products_of_writing_are_counted():
+    cfg, texts, new = {**CFG, "n_layers": 2, "vocab_size": 100}, 3, 5
+    runs = generation.generation_runs(cfg, texts, new, CPU, torch.float32, ())
+    with FlopCounterMode(display=False) as counter:
+        runs["ours, chapter 5"]()
+    counts = counter.get_flop_counts()["Global"]
+    products = torch.ops.aten.mm, torch.ops.aten.addmm
+    counted = sum(counts.get(name, 0) for name in products)
+    work = generation.passes_work(cfg, texts, new, 4)
+    assert counted == work["GFLOP/s"]
+    assert work["GB/s"] == 4 * new * (12 * 2 * 32**2 + 100 * 32)
+
+
+def test_shares_of_the_time_add_up():
+    W = torch.randn(300, 300)
+    table = benchmarks.where_time_goes(lambda: (W @ W).exp(), things=2e9)
+    share = table["of the time"]
+    assert abs(share.sum() - 1) < 0.02 and 0 < share["matrix products"] < 1
+    assert share["attention"] == share["optimizer"] == 0
+    assert table["things"].notna().sum() == 1
+    assert table.loc["matrix products", "things"] > 2  # in less than a second
 
 
 def test_generation_limit_is_the_lower_of_two():

@@ -360,8 +360,9 @@ CASES = [
     Case("check_config", lambda: {"cfg": CONFIG}, {"cfg": WRONG_CONFIG}),
     Case(
         "check_prompt",
-        lambda: {"idx": IDS, "max_new_tokens": 1},
-        {"idx": NO_IDS, "max_new_tokens": NEGATIVE},
+        generation,
+        {**GENERATION_WRONG, "idx": NO_IDS},
+        fixed=MODEL_ONLY,
     ),
     Case(
         "GPTModel.forward",
