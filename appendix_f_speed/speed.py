@@ -184,24 +184,25 @@ def packed(model: nn.Module, rows: int) -> nn.Module:
 
 
 def _new_slots(model: GPTModel, B: int, length: int) -> torch.Tensor:
-    """Room for keys and values of B texts in each block: (L, 2, B, length, H, D)."""
+    """Room for keys and values of B texts in each block: (L, 2, B, H, length, D)."""
     H, D = model.cfg["n_heads"], model.cfg["emb_dim"] // model.cfg["n_heads"]
     # not `empty`: an unused slot has weight 0, and 0 times what is no number is none
-    return model.pos_emb.weight.new_zeros(len(model.trf_blocks), 2, B, length, H, D)
+    return model.pos_emb.weight.new_zeros(len(model.trf_blocks), 2, B, H, length, D)
 
 
 def _attend(
     attention: MultiHeadAttention,
     x: torch.Tensor,
-    places: tuple,
-    mask: torch.Tensor | None,
+    positions: torch.Tensor,
+    mask: torch.Tensor,
     slots: torch.Tensor,
 ) -> torch.Tensor:
-    """Attention of new tokens (B, T, C), whose keys and values go to their places."""
+    """Attention of new tokens (B, T, C), whose keys and values go into their slots."""
     B, T, C = x.shape
+    rows = torch.arange(B, device=x.device)[:, None]  # (B, 1)
     for kind, W in enumerate((attention.W_key, attention.W_value)):
-        slots[kind][places] = W(x).view(B, T, attention.num_heads, -1)
-    keys, values = slots.transpose(2, 3)  # (B, H, seen, D)
+        slots[kind][rows, :, positions] = W(x).view(B, T, attention.num_heads, -1)
+    keys, values = slots[:, :, :, : mask.shape[-1]]  # (B, H, seen, D)
     queries = attention.split_heads(attention.W_query(x))  # (B, H, T, D)
     context = F.scaled_dot_product_attention(queries, keys, values, mask)
     return attention.out_proj(context.transpose(1, 2).reshape(B, T, C))
@@ -216,16 +217,11 @@ def read_at(
     As `model.features` without dropout, but every text of the batch may be at another
     place. `slots` hold what was read before, and are filled.
     """
-    first, end = int(positions.min()), int(positions.max()) + 1
-    if end - first == 1:  # one place for all texts: they see all slots up to it
-        places, mask = (slice(None), slice(first, end)), None
-    else:
-        places = torch.arange(len(ids), device=ids.device)[:, None], positions
-        seen = torch.arange(end, device=ids.device)
-        mask = (seen <= positions[:, :, None])[:, None]  # (B, 1, T, seen), eq. F.5
+    seen = torch.arange(int(positions.max()) + 1, device=ids.device)
+    mask = (seen <= positions[:, :, None])[:, None]  # (B, 1, T, seen), eq. F.5
     x = model.tok_emb(ids) + model.pos_emb(positions)
-    for block, own_slots in zip(model.trf_blocks, slots[:, :, :, :end], strict=True):
-        x = x + _attend(block.att, block.norm1(x), places, mask, own_slots)
+    for block, own_slots in zip(model.trf_blocks, slots, strict=True):
+        x = x + _attend(block.att, block.norm1(x), positions, mask, own_slots)
         x = x + block.ff(block.norm2(x))
     return model.final_norm(x)
 

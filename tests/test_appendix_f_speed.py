@@ -336,7 +336,7 @@ def test_tiles_are_for_one_vector_at_least(rows):
 def test_texts_read_piece_by_piece_are_texts_read_whole(texts, data):
     """Each row is cut somewhere of its own; both of its pieces are padded."""
     cuts = [data.draw(st.integers(1, len(text) - 1)) for text in texts]
-    slots = MODEL.pos_emb.weight.new_zeros(3, 2, len(texts), CONTEXT, 3, 8)
+    slots = MODEL.pos_emb.weight.new_zeros(3, 2, len(texts), 3, CONTEXT, 8)
     found = [[] for _ in texts]
     for starts, ends in (([0] * len(texts), cuts), (cuts, map(len, texts))):
         pieces = [t[a:b] for t, a, b in zip(texts, starts, ends, strict=True)]
