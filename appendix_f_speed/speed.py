@@ -150,8 +150,8 @@ class KeptBelow(nn.Module):
 class PackedLinear(nn.Module):
     """A linear layer to read with, its matrix in tiles for `rows` vectors at once.
 
-    Any other number of vectors takes the usual way, and so does a matrix that is not in
-    float32 on a CPU. It cannot be copied, and it never learns.
+    With any other number of vectors MKL's routine reads the matrix itself; one that is
+    not in float32 on a CPU gets no tiles. It cannot be copied, and it never learns.
     """
 
     def __init__(self, linear: nn.Linear, rows: int):
@@ -186,7 +186,7 @@ def packed(model: nn.Module, rows: int) -> nn.Module:
 def _new_slots(model: GPTModel, B: int, length: int) -> torch.Tensor:
     """Room for keys and values of B texts in each block: (L, 2, B, H, length, D)."""
     H, D = model.cfg["n_heads"], model.cfg["emb_dim"] // model.cfg["n_heads"]
-    # not `empty`: an unused slot has weight 0, and 0 times what is no number is none
+    # zeros, not empty: an unused slot has weight 0, but 0 times nan is nan
     return model.pos_emb.weight.new_zeros(len(model.trf_blocks), 2, B, H, length, D)
 
 
@@ -246,7 +246,7 @@ def _last_vectors(
 ) -> torch.Tensor:
     """The vector (B, C) of each text's last token: all are new, or just the last."""
     last = (lengths - 1)[:, None]  # (B, 1)
-    places = last.clamp(max=context - 1)
+    places = last.clamp(max=context - 1)  # a longer text is read anew, below
     new, positions, at = ids.gather(1, last), places, torch.zeros_like(last)
     if all_new:
         T, at = int(places.max()) + 1, places

@@ -2,12 +2,12 @@
 
     python -m benchmarks finetuning [--quick]
 
-A run is an epoch: the same weights to begin with, the same texts and losses, batches of
-8, evaluation left out. The book pads messages to the longest of all, makes logits for
-every token, and has AdamW's default loop; its output head is not tied. Without its
-package, our model takes its place in its loop. "ours" is appendix F's way; in chapter
-6, where the last block, the final norm and the head learn, it reads all messages anew
-in its first epoch, and "later" epochs find what is frozen at hand.
+A run is an epoch: the same weights to begin with, the same texts, batches of 8,
+evaluation left out. The book pads messages to the longest of all and reads the last
+place, makes logits for every token, and has AdamW's default loop; its output head is
+not tied. Without its package, our model takes its place in its loop. "ours" is appendix
+F's way; in chapter 6, where the last block, the final norm and the head learn, it reads
+all messages anew in its first epoch, and "later" epochs find what is frozen at hand.
 """
 
 import copy

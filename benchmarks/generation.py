@@ -22,7 +22,7 @@ from benchmarks import (
     take_turns,
     where_time_goes,
 )
-from benchmarks.limits import measure_limits
+from benchmarks.limits import as_table, measure_limits
 from benchmarks.training import transformers_model
 from shared.appendix_f import generate_fast, packed, quantised
 from shared.ch04 import GPTConfig, GPTModel
@@ -89,9 +89,10 @@ def passes_work(cfg: GPTConfig, texts: int, new: int, n_bytes: int) -> dict[str,
 
 def tables(quick: bool) -> dict[str, pd.DataFrame]:
     """Tokens a second for one text and for many; quick: the small model, few tokens."""
-    device, found = choose_device(), {}
+    device = choose_device()
     peers = tuple(name for name in ("transformers", "book") if find_peer(name))
     limits = measure_limits(device, quick)
+    found = {"Limits, before writing": as_table(limits)}
     size, new = ("30M", 16) if quick else ("124M", NEW_TOKENS)
     cfg = SIZES[size]
     for name in [name for name in ("float32", "bfloat16") if name in limits]:

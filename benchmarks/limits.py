@@ -37,10 +37,14 @@ def measure_limits(device: torch.device, quick: bool = False) -> dict[str, float
     return limits | {"bytes": read_rate(device, seconds)}
 
 
-def tables(quick: bool) -> dict[str, pd.DataFrame]:
-    """The limits, as one table."""
-    limits = measure_limits(choose_device(), quick)
+def as_table(limits: dict[str, float]) -> pd.DataFrame:
+    """What `measure_limits` returned, with its units."""
     units = {"float32": "GFLOP/s", "bfloat16": "GFLOP/s", "bytes": "GB/s read"}
     names = [f"{name}, {units[name]}" for name in limits]
     values = [value / 1e9 for value in limits.values()]
-    return {"Limits": pd.DataFrame({"at most": values}, index=names).round(1)}
+    return pd.DataFrame({"at most": values}, index=names).round(1)
+
+
+def tables(quick: bool) -> dict[str, pd.DataFrame]:
+    """The limits, as one table."""
+    return {"Limits": as_table(measure_limits(choose_device(), quick))}

@@ -24,7 +24,7 @@ from benchmarks import (
     take_turns,
     where_time_goes,
 )
-from benchmarks.limits import measure_limits
+from benchmarks.limits import as_table, measure_limits
 from pretrain.hardware import keep_freed_memory
 from shared.appendix_f import chunked_cross_entropy
 from shared.ch04 import GPTConfig, GPTModel
@@ -118,9 +118,10 @@ def token_operations(cfg: GPTConfig) -> int:
 def tables(quick: bool) -> dict[str, pd.DataFrame]:
     """Tokens a second: a table for each size and precision; quick: the small one."""
     keep_freed_memory()
-    device, found = choose_device(), {}
+    device = choose_device()
     peers = tuple(name for name in ("transformers", "book") if find_peer(name))
     limits = measure_limits(device, quick)
+    found = {"Limits, before training": as_table(limits)}
     precisions = [name for name in ("float32", "bfloat16") if name in limits]
     for size in ["30M"] if quick else TASKS:
         cfg, (batch, context) = SIZES[size], TASKS[size]

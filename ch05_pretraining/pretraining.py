@@ -315,9 +315,8 @@ def generate(
 ) -> torch.Tensor:
     """Continue texts by drawing token after token: ids (B, T) -> (B, T + n).
 
-    At most `context_size` tokens are read; the next is drawn from what
-    `next_token_probabilities` returns. A text that has drawn `eos_id` gets only that
-    from then on; when all have, it is the end.
+    It reads `context_size` tokens at most and draws by `next_token_probabilities`. A
+    text that has drawn `eos_id` gets only that from then on; when all have, it ends.
 
     Source: Build a Large Language Model (From Scratch), section 5.3.
     """

@@ -270,9 +270,8 @@ def finetune(
     """Finetune a model in place; from then on it carries the prompt style.
 
     Returns the loss of each step, and the validation loss before the first epoch and
-    after each. Ctrl-C ends it early, and what was learned stays. The tokenizer must be
-    one whose 50256 is the end of a text, as GPT-2's. `seed` orders the batches; dropout
-    draws from torch's global generator.
+    after each. Ctrl-C ends it early, and what was learned stays. The tokenizer has to
+    be GPT-2's. `seed` orders the batches; dropout draws from torch's global generator.
     """
     check_parts(num_epochs, train_entries=train_entries, val_entries=val_entries)
     train = InstructionDataset(train_entries, tokenizer, True, style)
