@@ -58,6 +58,7 @@ from pretrain.hardware import (
     choose_precision,
     keep_freed_memory,
     matmul_flops,
+    seed_dropout,
     start_workers,
 )
 from pretrain.objective import Objective, PartOfVocabulary
@@ -668,7 +669,8 @@ class Pretraining:
         the last.
         """
         place = (self.settings.seed, self.step, self.workers.rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+        seed_dropout(seed, self.workers.device)
         number, stage, _ = self._stage()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
