@@ -1,6 +1,7 @@
 """Who may import whom: the picture in docs/structure.md, held to."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,14 @@ def test_the_page_about_it_names_every_folder_and_program():
     for module, path in MODULES.items():
         if place(module) is None and path.stem != "__main__":
             assert f"  {path.name} " in page, module
+
+
+def test_a_wheel_holds_every_folder_that_notebooks_need():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = settings["tool"]["setuptools"]["packages"]
+    needed = [*CHAPTERS, *PROGRAMS, "shared", "data"]
+    inside = (path for name in needed for path in (ROOT / name).rglob("*"))
+    folders = {path.parent.relative_to(ROOT) for path in inside if path.is_file()}
+    names = {".".join(x.parts) for x in folders if "__pycache__" not in x.parts}
+    assert {x for x in names if ".ipynb_checkpoints" not in x} == set(packages)
+    assert settings["tool"]["setuptools"]["package-data"] == {"*": ["*"]}
