@@ -1,7 +1,8 @@
 """Appendix F: Speed.
 
 Say on paper how fast a model can train and write on your machine, find what keeps it
-from that, and remove it one piece at a time without changing an answer.
+from that, and remove it one piece at a time, without changing an answer unless you
+choose to.
 
 Exported from speed.ipynb, which explains every line: change it there, then run `python
 -m tools.export`.
