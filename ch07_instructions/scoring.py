@@ -3,6 +3,7 @@
 Section 7.10 of the notebook explains them; exact match and F1 are exported there.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -140,12 +141,14 @@ def constant_answers(train_entries: Entries, entries: Entries) -> list[str]:
     It is the training answer that is most like the others by F1, among the first 200 of
     the kind; for a kind without training answers it is empty.
     """
+    # math.fsum: `sum` rounds otherwise since Python 3.12, and then another answer wins
     outputs: dict[str, list[str]] = {}
     for entry in train_entries:
         outputs.setdefault(entry.get("kind", ""), []).append(entry["output"])
     best = {
         kind: max(
-            known[:200], key=lambda o: sum(token_f1(o, x, kind) for x in known[:200])
+            known[:200],
+            key=lambda o: math.fsum(token_f1(o, x, kind) for x in known[:200]),
         )
         for kind, known in outputs.items()
     }

@@ -113,6 +113,17 @@ def test_constant_is_the_answer_most_like_the_others():
     ]
 
 
+def test_the_constant_answer_is_that_of_exact_sums():
+    """`sum` rounds otherwise since Python 3.12; with it another answer could win."""
+    half = ["w x w w z", "v x v z v z", "w z y y x"]
+    mirror = str.maketrans("vwxyz", "abcde")
+    other = [answer.translate(mirror) for answer in half]  # as alike as the first half
+    mixed = [half[1], other[2], half[0], other[1], half[2], other[0]]
+    known = [told("a", answer) for answer in mixed]
+    best = constant_answers(known, [told("b", "")])
+    assert best == [other[2]]  # exactly as good as half[2], which comes later
+
+
 def test_nearest_is_the_answer_to_the_question_with_the_same_rare_words():
     train = [
         told("What is the plural of goose?", "Geese."),
