@@ -31,9 +31,13 @@ class Readiness:
     def __init__(self) -> None:
         self.right: dict[int, bool] = {}
 
-    def __call__(self, n: int, answer: object) -> None:
-        """Judge the answer to question n, and say so in a sentence."""
+    def __call__(self, n: int, *answer: object) -> None:
+        """Judge the answer to question n, and say so in a sentence.
+
+        Several values are taken for one answer, a tuple.
+        """
         question = QUESTIONS[n]
+        answer = answer[0] if len(answer) == 1 else answer
         if answer is ...:
             print(f"Question {n}: not answered yet; write your answer in place of ...")
             return

@@ -35,7 +35,8 @@ class TensorFile(Mapping):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"there is no file {self.path}")
+            folder = "; for a folder use read_gpt2_folder" if self.path.is_dir() else ""
+            raise FileNotFoundError(f"there is no file {self.path}{folder}")
         try:
             with safe_open(self.path, framework="pt") as file:
                 self.metadata = file.metadata() or {}

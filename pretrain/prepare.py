@@ -389,9 +389,24 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("texts", nargs="+", type=Path, help=".txt or .txt.xz files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
-    parser.add_argument("--held-out", type=float, default=0.005, metavar="SHARE")
-    parser.add_argument("--shard-tokens", type=int, default=2**26, metavar="N")
-    parser.add_argument("--workers", type=int, metavar="N")
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.005,
+        metavar="SHARE",
+        help="of the tokens, to look how training goes (default: %(default)s); of a "
+        "short text take more, such as 0.1",
+    )
+    parser.add_argument(
+        "--shard-tokens",
+        type=int,
+        default=2**26,
+        metavar="N",
+        help="tokens in a file at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one a processor)"
+    )
     given = parser.parse_args(arguments)
     try:
         indexes = prepare(

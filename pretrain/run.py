@@ -304,7 +304,7 @@ def check_settings(settings: Settings, processes: int) -> None:
     if not 0 <= settings.warmup_steps < settings.max_steps:
         raise ValueError(
             f"warmup_steps must be at least 0 and below max_steps "
-            f"{settings.max_steps}, not {settings.warmup_steps}"
+            f"{settings.max_steps}, not {settings.warmup_steps}; set either"
         )
     for name in ("learning_rate", "max_grad_norm"):
         if not getattr(settings, name) > 0:
@@ -405,7 +405,8 @@ class Mixture:
         for name, times in repeats.items():
             if name not in sources:
                 raise ValueError(
-                    f"repeats names {name!r}, but the sources are {', '.join(sources)}"
+                    f"repeats names {name!r}, but the sources are "
+                    f"{', '.join(sources)}; name those, or none (--repeats '{{}}')"
                 )
             if times < 0:
                 raise ValueError(f"repeats of {name} must be 0 or more, not {times}")
@@ -852,6 +853,13 @@ class Pretraining:
             )
         else:
             log.write("resume", self.step, **self._description())
+        held_out = [text for sources in self.held_out for text in sources.values()]
+        if self.workers.first and not any(map(len, held_out)):
+            print(
+                "no held-out text is as long as a training sequence, so the run is "
+                "never looked at; prepare the text with a larger --held-out, say 0.1",
+                file=sys.stderr,
+            )
 
     def _description(self) -> dict:
         """What the log says about the model, the machine and the program."""

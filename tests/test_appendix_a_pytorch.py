@@ -472,6 +472,12 @@ def test_step_zero_accepts_right_answers(n, answer, capsys):
     assert capsys.readouterr().out == f"Question {n}: right.\n"
 
 
+def test_step_zero_needs_no_brackets(capsys):
+    check = Readiness()
+    check(2, 17, 39)
+    assert capsys.readouterr().out == "Question 2: right.\n"
+
+
 @pytest.mark.parametrize(("n", "answer", "message"), NOT_READY)
 def test_step_zero_says_what_is_wrong_and_where_to_read(n, answer, message, capsys):
     check = Readiness()
@@ -497,10 +503,13 @@ def test_step_zero_counts_the_last_answer(capsys):
 
 def test_step_zero_unanswered_runs_without_an_error(capsys):
     path = ROOT / "appendix_a_pytorch" / "readiness.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    if "\n".join(sources).count("\n    ...") != len(QUESTIONS):
+        pytest.skip("step zero has been answered here")
     names = {}
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(cell.source, names)
+    for source in sources:
+        exec(source, names)
     printed = capsys.readouterr().out
     assert "0 of 10 are right." in printed
     assert printed.count("not answered yet") == 8

@@ -658,17 +658,19 @@ def test_evaluation_is_the_mean_over_the_held_out_windows(make_settings, changes
     assert run.objective.training
 
 
-def test_sources_without_held_out_text_are_left_out(make_settings, tmp_path):
+def test_sources_without_held_out_text_are_left_out(make_settings, tmp_path, capfd):
     for name, held_out in (("one", []), ("two", [walk(2, 70, 5)])):
         write_source(tmp_path / "data" / name, [walk(1, 200, 1)], held_out)
     settings = make_settings(shards=tmp_path / "data", max_steps=6)
     pretrain(settings)
     (look,) = events(settings, "eval")
     assert list(look["losses"]) == ["two"] and look["loss"] == look["losses"]["two"]
+    assert "--held-out" not in capfd.readouterr().err
     shutil.rmtree(tmp_path / "data" / "two")
     settings = make_settings("other", shards=tmp_path / "data", max_steps=6)
     pretrain(settings)
     assert events(settings, "eval") == []
+    assert "a larger --held-out, say 0.1" in capfd.readouterr().err
 
 
 def test_a_model_too_small_for_the_ids_is_refused(make_settings):

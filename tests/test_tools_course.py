@@ -1,5 +1,7 @@
 """Running notebooks from the command line: storing, repeating, failing, reporting."""
 
+import re
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -93,3 +95,9 @@ def test_no_jobs_are_refused(capsys):
     with pytest.raises(SystemExit):
         course.main(["run", "--jobs", "0"])
     assert "--jobs must be 1 or more, not 0" in capsys.readouterr().err
+
+
+def test_a_notebook_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit):
+        course.main(["run", "ch03_attention/atention.ipynb"])
+    assert re.search("no notebook .*atention.ipynb", capsys.readouterr().err)

@@ -22,7 +22,7 @@ def examine(monkeypatch, capsys):
 
     def run(name):
         monkeypatch.setattr(doctor, "CHECKS", {name: doctor.CHECKS[name]})
-        status = doctor.main()
+        status = doctor.main([])
         return status, capsys.readouterr().out.splitlines()
 
     return run

@@ -177,6 +177,60 @@ def test_exercises_are_solutions_without_answers_and_outputs(course):
     assert made.cells[2].source == "checks.double(double)"
 
 
+DOUBLE = """def double(x):
+    ### BEGIN SOLUTION
+    return 2 * x
+    ### END SOLUTION"""
+
+
+def in_use(path, answer="def double(x):\n    return 2 * x"):
+    """Answer the exercise in a notebook, run it, and add what JupyterLab adds."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = answer
+    notebook.cells[1].execution_count = 1
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="right\n")]
+    notebook.cells.append(nbformat.v4.new_code_cell("print(double(3))"))
+    notebook.metadata["language_info"] = {"name": "python", "version": "3.12.1"}
+    nbformat.write(notebook, path)
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_reader_s_answers_are_never_overwritten(course, capsys):
+    answer = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    "
+    root = course(
+        answer + "### END SOLUTION", "checks.double(double)", name="solutions"
+    )
+    solutions = root / "ch09_testing/solutions.ipynb"
+    exercises = root / "ch09_testing/exercises.ipynb"
+    assert export.main([], root) == 0
+    kept = in_use(exercises)
+    assert export.main(["--check"], root) == 0 and export.main([], root) == 0
+    assert exercises.read_text(encoding="utf-8") == kept
+
+    text = solutions.read_text(encoding="utf-8")
+    solutions.write_text(text.replace("checks.double(", "checks.twice("))
+    capsys.readouterr()
+    assert export.main(["--check"], root) == 1
+    assert export.main([], root) == 0
+    printed = "stale: ch09_testing/exercises.ipynb; it holds answers, so move it away"
+    assert capsys.readouterr().out.count(printed) == 2
+    assert exercises.read_text(encoding="utf-8") == kept
+    exercises.unlink()
+    assert export.main([], root) == 0
+    assert "checks.twice(" in exercises.read_text(encoding="utf-8")
+
+
+def test_an_exercise_that_asks_something_else_is_written_anew(course, capsys):
+    root = course(DOUBLE, name="solutions")
+    solutions = root / "ch09_testing/solutions.ipynb"
+    assert export.main([], root) == 0
+    text = solutions.read_text(encoding="utf-8")
+    solutions.write_text(text.replace("def double(", "def twice("))
+    assert export.main(["--check"], root) == 1
+    assert export.main([], root) == 0
+    assert capsys.readouterr().out.endswith("wrote: ch09_testing/exercises.ipynb\n")
+
+
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "module.py"
     path.write_text("old")

@@ -200,6 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
         for path in chapter_notebooks()
         if options.write or path.name != "solutions.ipynb"
     ]
+    for path in paths:
+        if not path.is_file():
+            parser.error(f"there is no notebook {path}")
     start = time.perf_counter()
     outcomes = run_all(paths, options.write, jobs)
     seconds = time.perf_counter() - start

@@ -5,6 +5,7 @@ README.md says) or `fault`, and below it what mends it. The exit status is 1 if
 there is a fault. Whatever is missing, the rest is looked at all the same.
 """
 
+import argparse
 import os
 import platform
 import re
@@ -192,8 +193,11 @@ CHECKS = {
 }
 
 
-def main() -> int:
+def main(arguments=None) -> int:
     """Print a line for each check; return the exit status."""
+    argparse.ArgumentParser(
+        prog="python -m tools.doctor", description=__doc__.split("\n", 1)[0]
+    ).parse_args(arguments)
     faults = 0
     for name, check in CHECKS.items():
         try:

@@ -7,11 +7,13 @@ A code cell whose first line is `#| export` belongs to the module beside the not
 Such a cell may hold imports, definitions and constants, and nothing else. A class can
 be grown over several cells: a later `class Name(Name):` adds methods to `class Name`,
 and the module holds one class. In `solutions.ipynb`, what stands between
-`### BEGIN SOLUTION` and `### END SOLUTION` becomes `...` in `exercises.ipynb`.
+`### BEGIN SOLUTION` and `### END SOLUTION` becomes `...` in `exercises.ipynb`, which is
+written only as long as it holds no answers and no outputs of a reader's.
 """
 
 import argparse
 import ast
+import hashlib
 import re
 import subprocess
 import sys
@@ -313,15 +315,67 @@ def run_ruff(arguments: list[str], text: str, name: str) -> str:
 
 
 def exercises_from(solutions: nbformat.NotebookNode) -> str:
-    """The exercises notebook: the solutions with blank answers and no outputs."""
+    """The exercises notebook: the solutions with blank answers and no outputs.
+
+    A cell that waits for an answer has the sha256 of its present text in its metadata.
+    """
     exercises = nbformat.from_dict(solutions)
     exercises.metadata.pop("code_sha256", None)  # of the run that stored the outputs
     for cell in exercises.cells:
         if cell.cell_type == "code":
-            cell.source = SOLUTION.sub(r"\g<indent>...", cell.source)
+            blank = SOLUTION.sub(r"\g<indent>...", cell.source)
+            if blank != cell.source:
+                cell.metadata["blank"] = _sha256(blank)
+            cell.source = blank
             cell.outputs = []
             cell.execution_count = None
     return nbformat.writes(exercises) + "\n"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_in_use(exercises: nbformat.NotebookNode) -> bool:
+    """Whether a reader has answered something in an exercises notebook, or run it."""
+    return any(
+        cell.execution_count is not None
+        or cell.metadata.get("blank", _sha256(cell.source)) != _sha256(cell.source)
+        for cell in exercises.cells
+        if cell.cell_type == "code"
+    )
+
+
+def asks_the_same(
+    exercises: nbformat.NotebookNode, made: nbformat.NotebookNode
+) -> bool:
+    """Whether an exercises notebook has every cell of the one that would be made now.
+
+    Answers may be anything, and there may be outputs, metadata and further cells.
+    """
+
+    def questions(notebook: nbformat.NotebookNode) -> set[tuple[str, str]]:
+        return {
+            (cell.id, cell.metadata.get("blank", cell.source))
+            for cell in notebook.cells
+        }
+
+    return questions(made) <= questions(exercises)
+
+
+def state_of(path: Path, text: str) -> str:
+    """Whether a file that should have this text is "fresh", "stale", or "in use"."""
+    if not path.is_file():
+        return "stale"
+    found = path.read_text(encoding="utf-8")
+    if found == text:
+        return "fresh"
+    if path.name != "exercises.ipynb":
+        return "stale"
+    exercises = nbformat.reads(found, as_version=4)
+    if asks_the_same(exercises, nbformat.reads(text, as_version=4)):
+        return "fresh"
+    return "in use" if is_in_use(exercises) else "stale"
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
@@ -336,18 +390,20 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     except ExportError as error:
         print(error, file=sys.stderr)
         return 1
-    stale = [
-        path
-        for path, text in files.items()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text
-    ]
-    for path in stale:
-        if not options.check:
+    states = {path: state_of(path, text) for path, text in files.items()}
+    old = [path for path, state in states.items() if state != "fresh"]
+    for path in old:
+        name = path.relative_to(root)
+        if states[path] == "in use":
+            print(f"stale: {name}; it holds answers, so move it away to have a new one")
+        elif options.check:
+            print(f"stale: {name}")
+        else:
             write_atomically(path, files[path])
-        print(f"{'stale' if options.check else 'wrote'}: {path.relative_to(root)}")
-    if not stale:
+            print(f"wrote: {name}")
+    if not old:
         print(f"{len(files)} files are up to date")
-    return 1 if options.check and stale else 0
+    return 1 if options.check and old else 0
 
 
 if __name__ == "__main__":
