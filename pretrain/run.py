@@ -856,8 +856,8 @@ class Pretraining:
         held_out = [text for sources in self.held_out for text in sources.values()]
         if self.workers.first and not any(map(len, held_out)):
             print(
-                "no held-out text is as long as a training sequence, so the run is "
-                "never looked at; prepare the text with a larger --held-out, say 0.1",
+                "no held-out text is as long as a training sequence, so nothing will "
+                "be evaluated; prepare the text with a larger --held-out, say 0.1",
                 file=sys.stderr,
             )
 

@@ -183,27 +183,27 @@ DOUBLE = """def double(x):
     ### END SOLUTION"""
 
 
-def in_use(path, answer="def double(x):\n    return 2 * x"):
-    """Answer the exercise in a notebook, run it, and add what JupyterLab adds."""
+def in_use(path, answered, run):
+    """Answer the exercise in a notebook, or run it, and add what JupyterLab adds."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells[1].source = answer
-    notebook.cells[1].execution_count = 1
-    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="right\n")]
+    if answered:
+        notebook.cells[1].source = "def double(x):\n    return 2 * x"
+    if run:
+        notebook.cells[1].execution_count = 1
+        notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="right\n")]
     notebook.cells.append(nbformat.v4.new_code_cell("print(double(3))"))
     notebook.metadata["language_info"] = {"name": "python", "version": "3.12.1"}
     nbformat.write(notebook, path)
     return path.read_text(encoding="utf-8")
 
 
-def test_a_reader_s_answers_are_never_overwritten(course, capsys):
-    answer = "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    "
-    root = course(
-        answer + "### END SOLUTION", "checks.double(double)", name="solutions"
-    )
+@pytest.mark.parametrize(("answered", "run"), [(True, True), (True, False), (0, True)])
+def test_a_reader_s_answers_are_never_overwritten(course, capsys, answered, run):
+    root = course(DOUBLE, "checks.double(double)", name="solutions")
     solutions = root / "ch09_testing/solutions.ipynb"
     exercises = root / "ch09_testing/exercises.ipynb"
     assert export.main([], root) == 0
-    kept = in_use(exercises)
+    kept = in_use(exercises, answered, run)
     assert export.main(["--check"], root) == 0 and export.main([], root) == 0
     assert exercises.read_text(encoding="utf-8") == kept
 

@@ -340,7 +340,7 @@ def is_in_use(exercises: nbformat.NotebookNode) -> bool:
     """Whether a reader has answered something in an exercises notebook, or run it."""
     return any(
         cell.execution_count is not None
-        or cell.metadata.get("blank", _sha256(cell.source)) != _sha256(cell.source)
+        or cell.metadata.get("blank") not in (None, _sha256(cell.source))
         for cell in exercises.cells
         if cell.cell_type == "code"
     )
