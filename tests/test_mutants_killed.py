@@ -4,6 +4,8 @@ Each test fails for a change that is named in its docstring; `tools.mutants` mak
 changes, and docs/reliability.md tells which survive.
 """
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,7 +33,13 @@ from shared.ch05 import (
     save_gpt2_folder,
     train_model_simple,
 )
-from shared.ch06 import GPTClassifier, last_real_position, train_classifier_simple
+from shared.ch06 import (
+    GPTClassifier,
+    SpamDataset,
+    classify_review,
+    last_real_position,
+    train_classifier_simple,
+)
 from shared.ch07 import custom_collate_fn
 
 
@@ -191,3 +199,20 @@ def test_the_loss_of_a_batch_counts_what_is_not_masked():
     kept = targets != -100
     expected = F.cross_entropy(model(ids)[kept], ids[kept])
     assert torch.allclose(calc_loss_batch(ids, targets, model, "cpu"), expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "defaults"),
+    [
+        (
+            create_dataloader_v1,
+            {"batch_size": 4, "max_length": 256, "stride": 128, "num_workers": 0},
+        ),
+        (SpamDataset, {"max_length": None, "pad_token_id": 50256}),
+        (classify_review, {"max_length": None, "pad_token_id": 50256}),
+        (custom_collate_fn, {"pad_token_id": 50256, "ignore_index": -100}),
+    ],
+)
+def test_defaults_are_the_book_s(function, defaults):
+    parameters = inspect.signature(function).parameters
+    assert {name: parameters[name].default for name in defaults} == defaults
