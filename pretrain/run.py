@@ -853,6 +853,10 @@ class Pretraining:
             )
         else:
             log.write("resume", self.step, **self._description())
+        self._warn_if_nothing_is_held_out()
+
+    def _warn_if_nothing_is_held_out(self) -> None:
+        """Say so if no evaluation of the run will have a sequence to look at."""
         held_out = [text for sources in self.held_out for text in sources.values()]
         if self.workers.first and not any(map(len, held_out)):
             print(

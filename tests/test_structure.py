@@ -148,6 +148,7 @@ def test_a_wheel_holds_every_folder_that_notebooks_need():
     needed = [*CHAPTERS, *PROGRAMS, "shared", "data"]
     inside = (path for name in needed for path in (ROOT / name).rglob("*"))
     folders = {path.parent.relative_to(ROOT) for path in inside if path.is_file()}
-    names = {".".join(x.parts) for x in folders if "__pycache__" not in x.parts}
-    assert {x for x in names if ".ipynb_checkpoints" not in x} == set(packages)
+    passing = {"__pycache__", ".ipynb_checkpoints"}
+    names = {".".join(x.parts) for x in folders if not passing & set(x.parts)}
+    assert names == set(packages)
     assert settings["tool"]["setuptools"]["package-data"] == {"*": ["*"]}

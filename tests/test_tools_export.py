@@ -197,7 +197,7 @@ def in_use(path, answered, run):
     return path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("answered", "run"), [(True, True), (True, False), (0, True)])
+@pytest.mark.parametrize("answered, run", [(True, True), (True, False), (False, True)])
 def test_a_reader_s_answers_are_never_overwritten(course, capsys, answered, run):
     root = course(DOUBLE, "checks.double(double)", name="solutions")
     solutions = root / "ch09_testing/solutions.ipynb"
