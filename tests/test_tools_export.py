@@ -147,6 +147,87 @@ def test_name_exported_by_two_notebooks_is_refused(course):
     assert "'LIMIT' is exported already by ch09_testing/testing.ipynb" in refusal(root)
 
 
+GROWN = (
+    '#| export\nimport math\nclass Stack:\n    """A stack."""\n\n'
+    "    def __init__(self):\n        self.items = [math.pi]",
+    '#| export\ndef first():\n    """First."""',
+)
+DEEPER = (
+    "from ch09_testing.testing import Stack",
+    "#| export\nimport os\nclass Stack(Stack):\n    def push(self, x):\n"
+    '        """Push."""\n        self.items.append(x + os.sep)',
+    '#| export\ndef last():\n    """Last."""\n    return Stack()',
+)
+
+
+@pytest.mark.parametrize("name", ["deeper", "testing_deeper"])
+def test_a_deeper_notebook_adds_to_the_module_of_its_main_one(course, name):
+    course(*GROWN)
+    alone = exported(course(*GROWN))
+    root = course(*DEEPER, name=name, title="# Deeper\n\nYou will see why.")
+    text = exported(root)
+    assert f"Exported from testing.ipynb and {name}.ipynb, which explain every" in text
+    assert text.startswith('"""Chapter 9: Testing.\n\nYou will be able to test')
+    assert "deeper" not in alone and "which explains every" in alone
+    assert text.index("import math\nimport os") < text.index("class Stack")
+    assert re.findall(r"^(?:class|def) (\w+)", text, re.M) == ["Stack", "first", "last"]
+    assert '__all__ = [\n    "Stack",\n    "first",\n    "last",\n]' in text
+    namespace = {}
+    exec(text, namespace)
+    stack = namespace["last"]()
+    stack.push("a")
+    assert len(stack.items) == 2
+    assert not (root / f"ch09_testing/{name}.py").exists()
+    assert export.main(["--check"], root) == 0
+
+
+def test_a_deeper_notebook_that_exports_nothing_changes_nothing(course):
+    alone = exported(course(*GROWN))
+    root = course("print(1)", "#| export\nimport os", name="deeper", title="Free.")
+    assert exported(root) == alone
+
+
+def test_a_deeper_notebook_may_be_the_only_one_that_exports(course):
+    course("print(1)")
+    root = course("#| export\nLIMIT = 3", name="deeper", title="Free.")
+    text = exported(root)
+    assert "Exported from deeper.ipynb, which explains" in text
+    assert text.startswith('"""Chapter 9: Testing.') and "LIMIT = 3" in text
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        (["import math\nLIMIT = 4"], "'LIMIT' is exported already by .*testing.ipynb"),
+        (["class C(C):\n    X = 1"], r"class C\(C\) adds to a class that no earlier"),
+        (["from ch09_testing.testing import LIMIT"], "stands in the same module"),
+        (["from shared.ch09 import LIMIT"], "stands in the same module"),
+    ],
+)
+def test_refusals_of_a_deeper_notebook_name_it(course, cells, reason):
+    course("#| export\nLIMIT = 3")
+    root = course(*("#| export\n" + cell for cell in cells), name="deeper")
+    message = refusal(root)
+    assert message.startswith("ch09_testing/deeper.ipynb, code cell 1: ")
+    assert re.search(reason, message), message
+
+
+def test_a_deeper_notebook_belongs_to_exactly_one(course):
+    course("1", name="one")
+    root = course("1", name="two_deeper")
+    assert re.search("two_deeper.ipynb: there is no two.ipynb", refusal(root))
+    course("1", name="two")
+    course("1", name="solutions")
+    course("1", name="exercises")
+    root = course("1", name="deeper")
+    message = refusal(root)
+    assert "/deeper.ipynb: beside it stands one.ipynb and two.ipynb, so" in message
+    assert "solutions" not in message and "exercises" not in message
+    for name in ("one", "two_deeper", "two"):
+        (root / f"ch09_testing/{name}.ipynb").unlink()
+    assert "beside it stands no other notebook" in refusal(root)
+
+
 def test_title_and_promise_are_required(course):
     assert "first cell" in refusal(course("#| export\nX = 1", title="Hello"))
 
@@ -247,7 +328,10 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 def test_notebooks_come_in_the_order_of_reading(tmp_path):
     order = [
-        *("ch02_text_data/text_data", "ch02_text_data/bpe", "ch02_text_data/solutions"),
+        *("ch02_text_data/text_data", "ch02_text_data/text_data_deeper"),
+        *("ch02_text_data/bpe", "ch02_text_data/bpe_deeper", "ch02_text_data/cpu"),
+        "ch02_text_data/solutions",
+        *("ch03_attention/zoo", "ch03_attention/deeper", "ch03_attention/solutions"),
         *("ch05_pretraining/pretraining", "ch05_pretraining/weights"),
         *("ch05_pretraining/long_run", "ch05_pretraining/solutions"),
         *("ch10_last/last", "appendix_e_lora/lora"),

@@ -6,9 +6,15 @@
 A code cell whose first line is `#| export` belongs to the module beside the notebook.
 Such a cell may hold imports, definitions and constants, and nothing else. A class can
 be grown over several cells: a later `class Name(Name):` adds methods to `class Name`,
-and the module holds one class. In `solutions.ipynb`, what stands between
-`### BEGIN SOLUTION` and `### END SOLUTION` becomes `...` in `exercises.ipynb`, which is
-written only as long as it holds no answers and no outputs of a reader's.
+and the module holds one class.
+
+A second notebook that goes deeper exports into the module of the first. So
+`bpe_deeper.ipynb` adds to `bpe.py`, and `deeper.ipynb` adds to the module of the only
+other notebook in its folder.
+
+In `solutions.ipynb`, what stands between `### BEGIN SOLUTION` and `### END SOLUTION`
+becomes `...` in `exercises.ipynb`, which is written only as long as it holds no answers
+and no outputs of a reader's.
 """
 
 import argparse
@@ -49,21 +55,70 @@ class Definition:
     methods: set[str] = field(default_factory=set)
 
 
+@dataclass
+class Module:
+    """What one module is made of; two notebooks may add to it."""
+
+    imports: list[str] = field(default_factory=list)
+    definitions: dict[str, Definition] = field(default_factory=dict)
+    notebooks: list[str] = field(default_factory=list)  # those that export something
+
+
 def chapter_notebooks(root: Path = ROOT) -> list[Path]:
     """Every notebook that is written by hand, in the course's order."""
     found = [*root.glob("ch*/*.ipynb"), *root.glob("appendix_*/*.ipynb")]
-    order = {"long_run.ipynb": 1, "solutions.ipynb": 2}
     return sorted(
-        (path for path in found if path.name != "exercises.ipynb"),
-        key=lambda path: (
-            path.parent.name.startswith("appendix"),
-            path.parent.name,
-            order.get(path.name, 0),
-            # The chapter's main notebook bears the folder's name and comes first.
-            path.stem not in path.parent.name,
-            path.name,
-        ),
+        (path for path in found if path.name != "exercises.ipynb"), key=_place
     )
+
+
+def _place(path: Path) -> tuple:
+    """Where a notebook stands in the course, as a key to sort by."""
+    folder, stem = path.parent.name, path.stem.removesuffix("_deeper")
+    last = ["deeper", "long_run", "solutions"]
+    return (
+        folder.startswith("appendix"),
+        folder,
+        last.index(stem) + 1 if stem in last else 0,
+        # The chapter's main notebook bears the folder's name and comes first.
+        stem not in folder,
+        stem,
+        path.name,  # "bpe.ipynb" before "bpe_deeper.ipynb"
+    )
+
+
+def goes_deeper(path: Path) -> bool:
+    """Whether a notebook belongs to another one of its folder, by its name."""
+    return path.stem == "deeper" or path.stem.endswith("_deeper")
+
+
+def main_notebook(path: Path) -> Path:
+    """The notebook that a deeper one belongs to; any other notebook is its own.
+
+    Raises:
+        ExportError: if there is none, or if `deeper.ipynb` could belong to several.
+    """
+    if not goes_deeper(path):
+        return path
+    others = [
+        other
+        for other in sorted(path.parent.glob("*.ipynb"))
+        if other.stem not in ("exercises", "solutions") and not goes_deeper(other)
+    ]
+    if path.stem != "deeper":
+        main = path.with_stem(path.stem.removesuffix("_deeper"))
+        if main not in others:
+            raise ExportError(
+                f"{path}: there is no {main.name} that it could belong to"
+            )
+        return main
+    if len(others) != 1:
+        names = " and ".join(other.name for other in others) or "no other notebook"
+        raise ExportError(
+            f"{path}: beside it stands {names}, so it is not clear what it belongs to; "
+            "call it after one of them, such as bpe_deeper.ipynb for bpe.ipynb"
+        )
+    return others[0]
 
 
 def export_all(root: Path = ROOT) -> dict[Path, str]:
@@ -73,33 +128,42 @@ def export_all(root: Path = ROOT) -> dict[Path, str]:
         ExportError: if a cell breaks a rule, or two cells export the same name.
     """
     files: dict[Path, str] = {}
+    modules: dict[Path, Module] = {}
     places: dict[str, str] = {}
     for path in chapter_notebooks(root):
         notebook = nbformat.read(path, as_version=4)
         if path.name == "solutions.ipynb":
             files[path.with_name("exercises.ipynb")] = exercises_from(notebook)
             continue
-        imports, definitions = collect(notebook, str(path.relative_to(root)))
-        for definition in definitions:
+        main = main_notebook(path)
+        module = modules.setdefault(main, Module())
+        if collect(notebook, str(path.relative_to(root)), main, module):
+            module.notebooks.append(path.name)
+    for path, module in modules.items():
+        for definition in module.definitions.values():
             if definition.name in places:
                 raise ExportError(
                     f"{definition.place}: {definition.name!r} is exported already by "
                     f"{places[definition.name]}; a name is exported once in the course"
                 )
             places[definition.name] = definition.place
-        if definitions:
-            files[path.with_suffix(".py")] = module_text(
-                docstring_of(notebook, path), imports, definitions, str(path)
-            )
+        if module.definitions:
+            files[path.with_suffix(".py")] = module_text(module, path)
     return files
 
 
 def collect(
-    notebook: nbformat.NotebookNode, name: str
-) -> tuple[list[str], list[Definition]]:
-    """The imports and the definitions of a notebook's export cells, in order."""
-    imports: list[str] = []
-    definitions: dict[str, Definition] = {}
+    notebook: nbformat.NotebookNode, name: str, main: Path, module: Module
+) -> bool:
+    """Add a notebook's imports and definitions to a module; whether it defines any.
+
+    Args:
+        notebook: whose export cells are read, in order.
+        name: the notebook's, for messages.
+        main: the notebook that the module is called after.
+        module: to which is added.
+    """
+    exports = False
     code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for number, cell in enumerate(code_cells, start=1):
         mark, _, source = cell.source.partition("\n")
@@ -109,10 +173,12 @@ def collect(
         for node, text in statements(source, place):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 refuse_whole_modules(node, place)
-                imports.append(ast.unparse(node))
+                refuse_own_module(node, main, place)
+                module.imports.append(ast.unparse(node))
             else:
-                add_definition(node, text, place, definitions)
-    return imports, list(definitions.values())
+                add_definition(node, text, place, module.definitions)
+                exports = True
+    return exports
 
 
 def statements(source: str, place: str) -> list[tuple[ast.stmt, str]]:
@@ -162,6 +228,20 @@ def refuse_whole_modules(node: ast.Import | ast.ImportFrom, place: str) -> None:
         )
 
 
+def refuse_own_module(
+    node: ast.Import | ast.ImportFrom, main: Path, place: str
+) -> None:
+    """Raise ExportError if a module would import itself, as a deeper notebook might."""
+    folder, imported = main.parent.name, getattr(node, "module", None) or ""
+    top, _, name = imported.partition(".")
+    passed_on = top == "shared" and folder.startswith(f"{name}_")
+    if passed_on or imported == f"{folder}.{main.stem}":
+        raise ExportError(
+            f"{place}: {ast.unparse(node)!r} imports what stands in the same module; "
+            "move it to a cell without the export mark"
+        )
+
+
 def add_definition(
     node: ast.stmt, text: str, place: str, definitions: dict[str, Definition]
 ) -> None:
@@ -177,7 +257,7 @@ def add_definition(
         if name not in definitions:
             raise ExportError(
                 f"{place}: class {name}({name}) adds to a class that no earlier cell "
-                "of this notebook exports"
+                "of this module exports"
             )
         merge(definitions[name], node, text, place)
         return
@@ -268,32 +348,33 @@ def require_docstrings(node: ast.stmt, place: str, needs_own: bool = True) -> No
                 raise ExportError(f"{place}: {node.name}.{item.name} has no docstring")
 
 
-def docstring_of(notebook: nbformat.NotebookNode, path: Path) -> str:
-    """The module's docstring: the notebook's title and its one-line promise."""
-    first = notebook.cells[0] if notebook.cells else None
-    match = first and re.match(r"# (.+)\n\s*\n(.+)", first.source)
-    if not match or first.cell_type != "markdown":
+def docstring_of(path: Path, notebooks: list[str]) -> str:
+    """The module's docstring: the main notebook's title and its one-line promise."""
+    cells = nbformat.read(path, as_version=4).cells
+    match = cells and re.match(r"# (.+)\n\s*\n(.+)", cells[0].source)
+    if not match or cells[0].cell_type != "markdown":
         raise ExportError(
             f"{path}: the first cell must be `# Title`, an empty line, and one "
             "sentence that says what the reader will be able to do"
         )
     title, promise = match[1].strip().rstrip("."), match[2].strip()
     body = textwrap.fill(promise.replace("`", ""), LINE_LENGTH)
+    explain = "explains" if len(notebooks) == 1 else "explain"
     origin = textwrap.fill(
-        f"Exported from {path.name}, which explains every line: change it there, then "
-        "run `python -m tools.export`.",
+        f"Exported from {' and '.join(notebooks)}, which {explain} every line: change "
+        "it there, then run `python -m tools.export`.",
         LINE_LENGTH,
     )
     return f'"""{title}.\n\n{body}\n\n{origin}\n"""'
 
 
-def module_text(
-    docstring: str, imports: list[str], definitions: list[Definition], name: str
-) -> str:
+def module_text(module: Module, path: Path) -> str:
     """A formatted module: docstring, imports, `__all__`, definitions."""
+    definitions, name = list(module.definitions.values()), str(path)
     public = [d.name for d in definitions if not d.name.startswith("_")]
     names = ", ".join(f'"{name}"' for name in public)
-    parts = [docstring, "\n".join(dict.fromkeys(imports)), f"__all__ = [{names},]"]
+    parts = [docstring_of(path, module.notebooks)]
+    parts += ["\n".join(dict.fromkeys(module.imports)), f"__all__ = [{names},]"]
     parts += [definition.source for definition in definitions]
     text = "\n\n\n".join(parts) + "\n"
     text = run_ruff(["check", "--select", "F401,I001", "--fix"], text, name)
