@@ -78,6 +78,23 @@ def test_class_grown_over_cells_becomes_one_class(course):
     assert namespace["Stack"].__mro__[1] is object
 
 
+def test_a_later_part_of_a_class_may_write_a_method_again(course):
+    root = course(
+        '#| export\nclass Stack:\n    """A stack."""\n\n'
+        "    def __init__(self):\n        self.items = [0]\n\n"
+        '    @property\n    def top(self):\n        """On top."""\n'
+        "        return None\n\n"
+        '    def size(self):\n        """How many."""\n        return len(self.items)',
+        "#| export\nclass Stack(Stack):\n    @property\n    def top(self):\n"
+        '        """On top."""\n        return self.items[-1]',
+    )
+    text = exported(root)
+    assert text.count("def top") == text.count("@property") == 1
+    namespace = {}
+    exec(text, namespace)
+    assert namespace["Stack"]().top == 0 and namespace["Stack"]().size() == 1
+
+
 def test_export_is_repeatable_and_check_is_clean(course, capsys):
     root = course("#| export\nLIMIT = 3")
     first = exported(root)
@@ -121,9 +138,9 @@ DOC = '    """Doc."""\n'
         (
             [
                 f"class C:\n{DOC}    def m(self):\n    {DOC}",
-                f"class C(C):\n    def m(self):\n    {DOC}",
+                f"class C(C):\n    def m(self):\n    {DOC}        super().m()",
             ],
-            "C.m is defined already",
+            "C.m calls the version that it replaces",
         ),
         (["def f(:"], "code cell 1: invalid syntax"),
         (["X = undefined_name"], "undefined_name"),

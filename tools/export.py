@@ -5,8 +5,9 @@
 
 A code cell whose first line is `#| export` belongs to the module beside the notebook.
 Such a cell may hold imports, definitions and constants, and nothing else. A class can
-be grown over several cells: a later `class Name(Name):` adds methods to `class Name`,
-and the module holds one class.
+be grown over several cells: a later `class Name(Name):` adds methods to `class Name`
+or writes one again with more in it, and the module holds one class with the last
+version of each.
 
 A second notebook that goes deeper exports into the module of the first. So
 `bpe_deeper.ipynb` adds to `bpe.py`, and `deeper.ipynb` adds to the module of the only
@@ -313,12 +314,13 @@ def merge(whole: Definition, node: ast.ClassDef, text: str, place: str) -> None:
             f"{place}: class {whole.name} has its docstring in {whole.place}; "
             "a part that adds to it has none of its own"
         )
-    twice = whole.methods & method_names(node)
-    if twice:
-        raise ExportError(
-            f"{place}: {whole.name}.{min(twice)} is defined already; a later part of a "
-            "class may only add methods"
-        )
+    for name in sorted(whole.methods & method_names(node)):
+        if re.search(rf"super\(\)\.{name}\b", text):
+            raise ExportError(
+                f"{place}: {whole.name}.{name} calls the version that it replaces, "
+                "which the module does not have; write the whole method again"
+            )
+        whole.source = without_method(whole.source, name)
     require_docstrings(node, place, needs_own=False)
     lines = text.split("\n")
     header = next(
@@ -326,6 +328,15 @@ def merge(whole: Definition, node: ast.ClassDef, text: str, place: str) -> None:
     )
     whole.source += "\n\n" + "\n".join(lines[header + 1 :])
     whole.methods |= method_names(node)
+
+
+def without_method(source: str, name: str) -> str:
+    """The source of a class without its method `name`, which a later part replaces."""
+    [whole] = ast.parse(source).body
+    node = next(x for x in whole.body if getattr(x, "name", None) == name)
+    start = min([node.lineno, *(x.lineno for x in node.decorator_list)])
+    lines = source.split("\n")
+    return "\n".join(lines[: start - 1] + lines[node.end_lineno :])
 
 
 def require_docstrings(node: ast.stmt, place: str, needs_own: bool = True) -> None:
