@@ -6,6 +6,7 @@ import nbformat
 import pytest
 
 from shared import data
+from tools.course import run_id
 from tools.export import ROOT, chapter_notebooks, goes_deeper, main_notebook
 
 NOTEBOOKS = chapter_notebooks()
@@ -33,6 +34,15 @@ def notebook(request):
 def test_was_run_top_to_bottom(notebook):
     counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1))
+
+
+def test_all_outputs_come_from_one_run(notebook):
+    metadata = read(notebook).metadata
+    if "code_sha256" in metadata and "run_sha256" not in metadata:
+        pytest.skip("stored before runs had an id; the next storing gives it one")
+    assert metadata.get("run_sha256") == run_id(read(notebook)), (
+        "code or an output was changed alone; store one whole run: make run-notebooks"
+    )
 
 
 def test_stores_no_noise(notebook):

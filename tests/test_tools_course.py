@@ -46,16 +46,105 @@ def test_storing_twice_changes_no_byte(notebook):
     assert b"image/png" in first
 
 
-def test_changed_code_replaces_ignored_outputs_too(notebook):
-    path = notebook(tagged(CLOCK, "nbval-ignore-output"))
+# Each run adds a line to a file; what a cell shows depends on the number of lines.
+COUNT = (
+    "with open('count', 'a') as file: file.write('x')\nn = len(open('count').read())\n"
+)
+DRAW = "import matplotlib.pyplot as plt\nplt.plot([1, n])\nplt.show()"
+
+
+def texts(path):
+    """What each code cell of a stored notebook shows."""
+    cells = nbformat.read(path, as_version=4).cells[1:]
+    return [
+        "".join(
+            o.get("text", "") + o.get("data", {}).get("image/png", "")
+            for o in x.outputs
+        )
+        for x in cells
+    ]
+
+
+def test_a_picture_and_the_ignored_cell_it_shows_are_replaced_together(notebook):
+    path = notebook(
+        tagged(f"{COUNT}print('loss', n)", "nbval-ignore-output"), new_code_cell(DRAW)
+    )
+    course.run(path, write=True)
+    first = texts(path)
+    course.run(path, write=True)
+    second = texts(path)
+    assert (first[0], second[0]) == ("loss 1\n", "loss 2\n")
+    assert first[1] != second[1]
+
+
+def test_what_cannot_be_the_same_twice_stays_if_all_else_is_the_same(notebook):
+    path = notebook(
+        tagged(f"{COUNT}print('run', n)", "nbval-ignore-output"),
+        new_code_cell("print(1 if n < 3 else 2)"),
+        tagged("print('and', n)", "nbval-ignore-output"),
+    )
+    shown = []
+    for _ in range(3):
+        course.run(path, write=True)
+        shown.append(texts(path))
+    assert shown[0] == ["run 1\n", "1\n", "and 1\n"]
+    assert shown[1] == shown[0]
+    assert shown[2] == ["run 3\n", "2\n", "and 3\n"]
+
+
+def change_code(stored):
+    stored.cells[1].source += "\n"
+
+
+def change_an_ignored_output(stored):
+    stored.cells[1].outputs[0].text = "0.1\n"
+
+
+def lose_the_id(stored):
+    del stored.metadata["run_sha256"]
+
+
+@pytest.mark.parametrize("change", [change_code, change_an_ignored_output, lose_the_id])
+def test_what_is_no_longer_whole_is_replaced_whole(notebook, change):
+    path = notebook(tagged(CLOCK, "nbval-ignore-output"), new_code_cell("1"))
     course.run(path, write=True)
     stored = nbformat.read(path, as_version=4)
     old = stored.cells[1].outputs[0].text
-    stored.cells[1].source += "\n"
-    stored.cells.append(new_code_cell("1"))
+    change(stored)
     nbformat.write(stored, path)
     course.run(path, write=True)
-    assert nbformat.read(path, as_version=4).cells[1].outputs[0].text != old
+    assert texts(path)[0] not in (old, "0.1\n")
+
+
+def test_new_words_around_the_code_leave_the_outputs_as_they_are(notebook):
+    path = notebook(tagged(CLOCK, "nbval-ignore-output"), new_code_cell("1"))
+    course.run(path, write=True)
+    stored, old = nbformat.read(path, as_version=4), texts(path)
+    stored.cells[0].source = "# Another title"
+    stored.metadata["language_info"] = {"name": "python", "version": "3.99"}
+    nbformat.write(stored, path)
+    course.run(path, write=True)
+    assert texts(path) == old
+    assert "3.99" not in path.read_text(encoding="utf-8")
+    assert "Another title" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["text", "picture", "code", "order"])
+def test_the_run_s_id_tells_if_anything_was_changed_alone(notebook, kind):
+    path = notebook(new_code_cell("n = 2\nprint(n)"), new_code_cell(DRAW))
+    course.run(path, write=True)
+    stored = nbformat.read(path, as_version=4)
+    assert stored.metadata["run_sha256"] == course.run_id(stored)
+    printed, drawn = stored.cells[1], stored.cells[2]
+    if kind == "text":
+        printed.outputs[0].text = "3\n"
+    elif kind == "picture":
+        drawn.outputs[0].data["image/png"] = "AAAA"
+    elif kind == "code":
+        drawn.source += "  # as before"
+    else:
+        stored.cells[1:] = [drawn, printed]
+    assert stored.metadata["run_sha256"] != course.run_id(stored)
 
 
 def test_failure_is_reported_and_stores_nothing(notebook, capsys):

@@ -3,6 +3,11 @@
     python -m tools.course run              run every chapter; print a table of results
     python -m tools.course run --write      also the solutions; store what they print
 
+All outputs that a notebook stores come from one run. If a new run shows the same,
+nothing changes, not even in cells that cannot show the same twice; otherwise all of its
+outputs replace the old ones. `run_sha256` in the metadata is made from code and
+outputs, so that a test notices if one of them was changed alone.
+
 In each notebook a cell tagged `results` prints `name: value` lines.
 A notebook that fails does not stop the others; the exit status says whether any did.
 Several run at the same time, each with its share of the processors: two notebooks side
@@ -12,6 +17,7 @@ are stored, one runs at a time, since some tell how long something took.
 
 import argparse
 import hashlib
+import json
 import os
 import sys
 import textwrap
@@ -113,26 +119,41 @@ def tidy(
 ) -> nbformat.NotebookNode:
     """The notebook as it is kept: no progress bars, no stderr, the same metadata.
 
-    Outputs that cannot be the same twice (tagged `nbval-ignore-output`: timings, say)
-    are taken from the stored notebook as long as no code in it has changed, so that
-    running a notebook again leaves the file as it was.
+    If this run shows the same as the stored one, the stored outputs stay, also those
+    that cannot be the same twice (tagged `nbval-ignore-output`: timings, say).
+    Otherwise this run's replace them all: a picture may show what an ignored cell has
+    measured.
     """
-    code = hashlib.sha256()
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            code.update(cell.source.encode() + b"\0")
-            tags = cell.metadata.get("tags")
-            cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-            cell.outputs = [output for output in cell.outputs if keeps(output)]
-    unchanged = stored.metadata.get("code_sha256") == code.hexdigest()
-    if unchanged:
-        for cell, old in zip(notebook.cells, stored.cells, strict=True):
-            if "nbval-ignore-output" in cell.metadata.get("tags", []):
-                cell.outputs = old.outputs
-    notebook.metadata = nbformat.from_dict(
-        {"code_sha256": code.hexdigest(), **METADATA}
-    )
+    for cell in code_cells(notebook):
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        cell.outputs = [output for output in cell.outputs if keeps(output)]
+    is_whole = stored.metadata.get("run_sha256") == run_id(stored)
+    if is_whole and all(
+        as_text(cell.outputs) == as_text(old.outputs)
+        for cell, old in zip(code_cells(notebook), code_cells(stored), strict=True)
+        if "nbval-ignore-output" not in cell.metadata.get("tags", [])
+    ):
+        for cell, old in zip(code_cells(notebook), code_cells(stored), strict=True):
+            cell.outputs = old.outputs
+    notebook.metadata = nbformat.from_dict({"run_sha256": run_id(notebook), **METADATA})
     return notebook
+
+
+def run_id(notebook: nbformat.NotebookNode) -> str:
+    """What identifies a run: the sha256 of all its code and all its outputs."""
+    run = [[cell.source, as_text(cell.outputs)] for cell in code_cells(notebook)]
+    return hashlib.sha256(json.dumps(run).encode()).hexdigest()
+
+
+def as_text(outputs: list[nbformat.NotebookNode]) -> str:
+    """Outputs as text that is equal if they are: pictures too, to the last byte."""
+    return json.dumps(outputs, sort_keys=True)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The cells of a notebook that are run."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def keeps(output: nbformat.NotebookNode) -> bool:

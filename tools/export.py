@@ -412,7 +412,8 @@ def exercises_from(solutions: nbformat.NotebookNode) -> str:
     A cell that waits for an answer has the sha256 of its present text in its metadata.
     """
     exercises = nbformat.from_dict(solutions)
-    exercises.metadata.pop("code_sha256", None)  # of the run that stored the outputs
+    for name in ("run_sha256", "code_sha256"):  # of the run that stored the outputs
+        exercises.metadata.pop(name, None)
     for cell in exercises.cells:
         if cell.cell_type == "code":
             blank = SOLUTION.sub(r"\g<indent>...", cell.source)
