@@ -11,64 +11,25 @@ right and `y` down, from the upper left corner. What draws something returns its
 so that an arrow can start or end there. Text that would not fit raises an error.
 """
 
-import base64
-import html
 import math
 from dataclasses import dataclass
 
-from shared import plots
-
-NAMES = "blue orange green vermillion purple sky yellow black".split()
-COLORS = dict(zip(NAMES, plots.COLORS, strict=True))
-PANEL = "#F6F7F9"  # lies behind every drawing, on light pages and on dark ones
-INK, GREY, WHITE = "#1A1A1A", "#555555", "#FFFFFF"
-FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
-LARGE, MEDIUM, SMALL = 14, 13, 12  # sizes of letters: in boxes, labels, shapes
-WIDEST = 720  # pixels that a page has room for
-# Helvetica's characters by their width, in thousandths of the font's size.
-WIDTHS = {
-    222: "'ijl|",
-    278: " !,./:;I[]\\ft·",
-    333: '()-`r{}"*',
-    500: "Jckvsxyz^",
-    556: "0123456789#$?L_abdeghnopqu",
-    584: "+<=>~×",
-    667: "&ABEFKPSTVXYZ",
-    722: "CDHNRUw",
-    778: "GOQĠ",
-    889: "Mm%",
-}
-WIDTH_OF = {character: width for width, them in WIDTHS.items() for character in them}
-
-
-@dataclass
-class Box:
-    """A rectangle, and the points where arrows touch it."""
-
-    x: float
-    y: float
-    width: float = 0
-    height: float = 0
-
-    @property
-    def left(self) -> tuple[float, float]:
-        """The middle of the left side."""
-        return self.x, self.y + self.height / 2
-
-    @property
-    def right(self) -> tuple[float, float]:
-        """The middle of the right side."""
-        return self.x + self.width, self.y + self.height / 2
-
-    @property
-    def top(self) -> tuple[float, float]:
-        """The middle of the upper side."""
-        return self.x + self.width / 2, self.y
-
-    @property
-    def bottom(self) -> tuple[float, float]:
-        """The middle of the lower side."""
-        return self.x + self.width / 2, self.y + self.height
+from shared.svg import (
+    GREY,
+    INK,
+    LARGE,
+    MEDIUM,
+    PANEL,
+    SMALL,
+    WHITE,
+    Box,
+    Canvas,
+    around,
+    color_of,
+    mix,
+    readable,
+    text_width,
+)
 
 
 @dataclass
@@ -86,35 +47,13 @@ class Matrix(Box):
         return around([row[j] for row in self.cells])
 
 
-@dataclass
-class Text:
-    """A line of text that was drawn: where, in which colour, and before which."""
-
-    words: str
-    box: Box
-    ink: str
-    behind: str
-
-
-class Drawing:
+class Drawing(Canvas):
     """A drawing of a given size, in pixels, with a text for who cannot see it.
 
     Args:
         width, height: in pixels; a page has room for a width of 720.
         alt: says in a sentence or two what is drawn.
     """
-
-    def __init__(self, width: int, height: int, alt: str):
-        if not alt.strip():
-            raise ValueError("the drawing's text is empty; say what one sees in it")
-        if not 0 < width <= WIDEST or height <= 0:
-            raise ValueError(
-                f"a drawing of {width} x {height} pixels; it may be {WIDEST} wide"
-            )
-        self.width, self.height, self.alt = width, height, " ".join(alt.split())
-        self.texts: list[Text] = []
-        self._parts: list[str] = []
-        self._rectangle(Box(0, 0, width, height), PANEL, None, corner=8)
 
     def box(
         self,
@@ -140,8 +79,8 @@ class Drawing:
                 f"{text!r} needs {widest + 6:.0f} x {tall + 4:.0f} pixels, and its box "
                 f"has {box.width:.0f} x {box.height:.0f}"
             )
-        fill = mix(COLORS[color], 0.22) if color else WHITE
-        self._rectangle(box, fill, COLORS[color] if color else GREY)
+        fill = mix(color_of(color), 0.22) if color else WHITE
+        self._rectangle(box, fill, color_of(color))
         line_y = y + (box.height - tall) / 2
         for line, size in lines:
             ink = INK if size == LARGE else GREY
@@ -196,7 +135,7 @@ class Drawing:
         (x1, y1), (x2, y2) = ends_between(_as_box(start), _as_box(end), bend)
         corners = {None: list(via), "across": [(x2, y1)], "down": [(x1, y2)]}[bend]
         points = [(x1, y1), *corners, (x2, y2)]
-        self._path(points, COLORS[color] if color else GREY, 1.6, tip)
+        self._path(points, color_of(color), 1.6, tip)
         (x1, y1), (x2, y2) = max(zip(points, points[1:], strict=False), key=_length)
         x, y, upright = (x1 + x2) / 2, (y1 + y2) / 2, abs(x2 - x1) < abs(y2 - y1)
         if label and upright:
@@ -245,7 +184,7 @@ class Drawing:
         color: str = "sky",
     ) -> tuple[tuple[float, float], tuple[float, float]]:
         """The residual stream, a broad line, upright or level; see `branch`."""
-        self._path([start, end], COLORS[color], 6)
+        self._path([start, end], color_of(color), 6)
         if label:
             x, y = start[0], start[1] - 14
             if start[0] == end[0]:  # beside the rail's beginning
@@ -282,14 +221,14 @@ class Drawing:
         frame = Box(inner.x - pad, inner.y - pad)
         frame.width, frame.height = inner.width + 2 * pad, inner.height + 2 * pad
         self._rectangle(frame, "none", GREY, corner=8, dashed=True)
-        right = frame.x + frame.width
-        self.text(right - 4, frame.y - 10, label, bold=True, anchor="end")
+        right = frame.x + frame.width - 4
+        self.text(right, frame.y - 10, label, bold=True, anchor="end")
         return frame
 
     def mark(self, box: Box, color: str = "vermillion") -> None:
         """A coloured outline around a box, a cell, a row of cells or a token."""
         outer = Box(box.x - 2, box.y - 2, box.width + 4, box.height + 4)
-        self._rectangle(outer, "none", COLORS[color], thick=3)
+        self._rectangle(outer, "none", color_of(color), thick=3)
 
     def tokens(
         self,
@@ -306,8 +245,8 @@ class Drawing:
         boxes = []
         for token, word, name in zip(tokens, below, colors, strict=True):
             wide = max(text_width(token, MEDIUM) + 14, text_width(word, SMALL) + 6)
-            box, fill = Box(x, y, max(wide, width or 0), 26), mix(COLORS[name], 0.22)
-            self._rectangle(box, fill, COLORS[name], corner=6)
+            box, fill = Box(x, y, max(wide, width or 0), 26), mix(color_of(name), 0.22)
+            self._rectangle(box, fill, color_of(name), corner=6)
             self._line(box.top[0], y + 13, token, MEDIUM, behind=fill)
             if word:
                 self.text(box.top[0], y + 36, word, SMALL, color=GREY)
@@ -353,6 +292,7 @@ class Drawing:
             show: whether the values are written into their cells.
         """
         grid = values.tolist() if hasattr(values, "tolist") else values
+        grid = [[_steady(value) for value in row] for row in grid]
         words = [[_written(value, digits) for value in row] for row in grid]
         written = [word for row in words if show for word in row] + list(columns)
         wide = max([cell, *(text_width(word, SMALL) + 10 for word in written)])
@@ -362,9 +302,9 @@ class Drawing:
             cells.append([])
             for j, value in enumerate(row):
                 box = Box(x + j * wide, y + i * cell, wide, cell)
-                fill = mix(COLORS[color], 0.15) if value is not None else PANEL
+                fill = mix(color_of(color), 0.15) if value is not None else PANEL
                 if shade and _is_number(value):
-                    hue = COLORS[color if value >= 0 else "vermillion"]
+                    hue = color_of(color if value >= 0 else "vermillion")
                     fill = mix(hue, 0.7 * round(abs(value) / largest, 2))
                 self._rectangle(box, fill, mix(GREY, 0.5), corner=0, thick=1)
                 if show and words[i][j]:
@@ -394,136 +334,6 @@ class Drawing:
                 self._path(ends, mix(GREY, 0.4), 1, tip=False)
         return [Box(i * wide, 34, wide, self.height - 44) for i in range(len(titles))]
 
-    @property
-    def svg(self) -> str:
-        """The drawing as the text of an SVG file."""
-        head = f'width="{self.width}" height="{self.height}"'
-        head += f' viewBox="0 0 {self.width} {self.height}" font-family="{FONT}"'
-        parts = [f"<title>{html.escape(self.alt)}</title>", *self._parts]
-        address = "http://www.w3.org/2000/svg"
-        return f'<svg xmlns="{address}" role="img" {head}>{"".join(parts)}</svg>'
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        """What a notebook shows: an image with the drawing inside.
-
-        Plain SVG would be hidden by JupyterLab as long as the notebook has not been run
-        here, and GitHub shows it without its texts. Both show an image.
-        """
-        data = base64.b64encode(self.svg.encode()).decode()
-        source = f"data:image/svg+xml;base64,{data}"
-        alt, style = html.escape(self.alt), "max-width: 100%; height: auto"
-        image = f'<img src="{source}" alt="{alt}" width="{self.width}" style="{style}">'
-        return {"text/plain": self.alt, "text/html": image}
-
-    def _line(
-        self,
-        x: float,
-        y: float,
-        words: str,
-        size: int,
-        anchor: str = "middle",
-        bold: bool = False,
-        ink: str = INK,
-        behind: str = PANEL,
-    ) -> Box:
-        """Write one line, the middle of its height at y."""
-        wide = text_width(words, size, bold)
-        left = x - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-        box = Box(left, y - size / 2, wide, size)
-        right, low = left + wide, y + size / 2
-        if left < 0 or right > self.width or box.y < 0 or low > self.height:
-            raise ValueError(
-                f"{words!r} reaches from ({left:.0f}, {box.y:.0f}) to ({right:.0f}, "
-                f"{low:.0f}), out of a drawing of {self.width} x {self.height}"
-            )
-        self.texts.append(Text(words, box, ink, behind))
-        # With textLength, any other font is squeezed into the width that was reckoned.
-        place = f'x="{_number(left)}" y="{_number(y + 0.35 * size)}"'
-        weight = ' font-weight="bold"' if bold else ""
-        self._parts.append(
-            f'<text {place} font-size="{size}"{weight} fill="{ink}" '
-            f'xml:space="preserve" textLength="{_number(wide)}" '
-            f'lengthAdjust="spacingAndGlyphs">{html.escape(words)}</text>'
-        )
-        return box
-
-    def _rectangle(
-        self,
-        box: Box,
-        fill: str,
-        stroke: str | None,
-        corner: float = 5,
-        thick: float = 1.5,
-        dashed: bool = False,
-    ) -> None:
-        place = f'x="{_number(box.x)}" y="{_number(box.y)}" rx="{_number(corner)}"'
-        size = f'width="{_number(box.width)}" height="{_number(box.height)}"'
-        line = f' stroke="{stroke}" stroke-width="{_number(thick)}"' if stroke else ""
-        line += ' stroke-dasharray="6 4"' if dashed else ""
-        self._parts.append(f'<rect {place} {size} fill="{fill}"{line}/>')
-
-    def _path(
-        self,
-        points: list[tuple[float, float]],
-        color: str = GREY,
-        thick: float = 1.6,
-        tip: bool = True,
-    ) -> None:
-        (x1, y1), (x2, y2) = points[-2:]
-        if tip:  # a triangle; the line ends inside it
-            length = math.dist(*points[-2:]) or 1
-            dx, dy, size = (x2 - x1) / length, (y2 - y1) / length, 6 + thick
-            x0, y0, half = x2 - size * dx, y2 - size * dy, 0.3 * size + 0.6 * thick
-            corners = [(x2, y2), (x0 - half * dy, y0 + half * dx)]
-            corners += [(x0 + half * dy, y0 - half * dx)]
-            head = " ".join(f"{_number(x)},{_number(y)}" for x, y in corners)
-            self._parts.append(f'<polygon points="{head}" fill="{color}"/>')
-            points = [*points[:-1], (x0 + dx, y0 + dy)]
-        line = " ".join(f"{_number(x)},{_number(y)}" for x, y in points)
-        self._parts.append(
-            f'<polyline points="{line}" fill="none" stroke="{color}" '
-            f'stroke-width="{_number(thick)}" stroke-linejoin="round"/>'
-        )
-
-
-def text_width(text: str, size: float, bold: bool = False) -> float:
-    """The width of a line of text in pixels, as Helvetica would set it."""
-    width = sum(WIDTH_OF.get(character, 1000) for character in text) * size / 1000
-    return width * (1.07 if bold else 1)
-
-
-def mix(color: str, share: float) -> str:
-    """A colour with so much of the given one, the rest white."""
-    parts = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(255 + share * (c - 255)):02X}" for c in parts)
-
-
-def contrast(one: str, other: str) -> float:
-    """How well a colour can be read on another one: from 1 to 21 (WCAG 2, 1.4.3)."""
-
-    def luminance(color: str) -> float:
-        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        r, g, b = (
-            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts
-        )
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b
-
-    low, high = sorted([luminance(one), luminance(other)])
-    return (high + 0.05) / (low + 0.05)
-
-
-def readable(ink: str, behind: str) -> str:
-    """This colour of letters, or another one where it cannot be read well."""
-    inks = (ink, INK, WHITE, "#000000")
-    return next(color for color in inks if contrast(color, behind) >= 4.5)
-
-
-def around(boxes: list[Box]) -> Box:
-    """The smallest box around some boxes."""
-    left, top = min(box.x for box in boxes), min(box.y for box in boxes)
-    right = max(box.x + box.width for box in boxes)
-    return Box(left, top, right - left, max(b.y + b.height for b in boxes) - top)
-
 
 def ends_between(a: Box, b: Box, bend: str | None) -> list[tuple[float, float]]:
     """The points on the sides of two boxes that an arrow from a to b connects."""
@@ -552,14 +362,14 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def _steady(value):
+    """A number without its last digits, in which processors differ."""
+    return round(value, 6) if isinstance(value, float) else value
+
+
 def _written(value, digits: int) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(int(value))
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def _number(value: float) -> str:
-    """At most one decimal, so that the text is the same on every machine."""
-    return f"{value:.1f}".removesuffix(".0")

@@ -8,8 +8,9 @@ import nbformat
 import pytest
 import torch
 
-from shared import drawings
-from shared.drawings import COLORS, Box, Drawing, contrast, text_width
+from shared import svg
+from shared.drawings import Drawing
+from shared.svg import COLORS, Box, contrast, text_width
 from tools.export import ROOT, chapter_notebooks
 
 ALT = "A drawing of everything that can be drawn."
@@ -50,8 +51,8 @@ def test_every_text_can_be_read_on_what_is_behind_it():
         assert contrast(text.ink, text.behind) >= 4.5, text
     for color in COLORS.values():  # in cells of any shade
         for share in range(0, 101, 5):
-            fill = drawings.mix(color, share / 100)
-            assert contrast(drawings.readable(drawings.INK, fill), fill) >= 4.5
+            fill = svg.mix(color, share / 100)
+            assert contrast(svg.readable(svg.INK, fill), fill) >= 4.5
 
 
 def test_contrast_is_that_of_the_guidelines():
@@ -66,7 +67,7 @@ def test_a_panel_covers_all_that_a_page_s_theme_could_change():
     root = ElementTree.fromstring(everything().svg)
     panel = next(x for x in root if x.tag.endswith("rect"))
     assert (panel.get("width"), panel.get("height")) == ("720", "700")
-    assert panel.get("fill") == drawings.PANEL
+    assert panel.get("fill") == svg.PANEL
     assert "opacity" not in everything().svg
     assert "currentColor" not in everything().svg
 
@@ -126,6 +127,22 @@ def test_a_text_larger_than_its_box_is_refused(size):
         Drawing(200, 100, ALT).box(10, 10, "feed-forward", "(B, T, C)", **size)
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda d: d.box(10, 10, "a", color="red"),
+        lambda d: d.arrow((0, 0), (9, 9), color="red"),
+        lambda d: d.tokens(10, 10, ["a"], color="red"),
+        lambda d: d.mark(Box(10, 10, 10, 10), "red"),
+        lambda d: d.rail((10, 10), (10, 90), color="red"),
+        lambda d: d.matrix(10, 10, [["a"]], color="red"),
+    ],
+)
+def test_a_colour_that_is_not_there_is_refused(draw):
+    with pytest.raises(ValueError, match="no colour 'red'; choose of blue, orange, "):
+        draw(Drawing(200, 100, ALT))
+
+
 def inside(outer, inner):
     return (
         outer.x <= inner.x
@@ -149,7 +166,7 @@ def test_texts_lie_in_their_boxes_and_boxes_are_as_wide_as_they_need():
     for holder, text in zip(holders, texts, strict=True):
         assert inside(holder, text.box), text
     assert cells[0].width == cells[1].width
-    widths = [text_width(word, drawings.SMALL) for word in ("embedding", "positions")]
+    widths = [text_width(word, svg.SMALL) for word in ("embedding", "positions")]
     assert cells[0].width >= max(widths) + 8
     assert small.width < large.width
 
@@ -215,10 +232,10 @@ def test_a_matrix_s_colours_say_how_large_its_values_are():
     d = Drawing(400, 200, ALT)
     d.matrix(10, 10, [[0.0, 0.5, 1.0, -1.0, None]])
     zero, half, one, negative, empty = colour_of_cells(d)
-    assert zero == "#FFFFFF" and empty == drawings.PANEL
+    assert zero == "#FFFFFF" and empty == svg.PANEL
     assert contrast(half, "#FFFFFF") < contrast(one, "#FFFFFF")
-    assert one == drawings.mix(COLORS["blue"], 0.7)
-    assert negative == drawings.mix(COLORS["vermillion"], 0.7)
+    assert one == svg.mix(COLORS["blue"], 0.7)
+    assert negative == svg.mix(COLORS["vermillion"], 0.7)
     plain = Drawing(400, 200, ALT)
     plain.matrix(10, 10, [[0.0, 1.0]], shade=False)
     assert len(set(colour_of_cells(plain))) == 1
@@ -237,6 +254,15 @@ def test_a_matrix_shows_its_values_and_knows_its_rows_and_columns():
     hidden = Drawing(400, 200, ALT)
     hidden.matrix(50, 60, [[0.126]], show=False)
     assert hidden.texts == []
+
+
+def test_a_matrix_is_the_same_where_a_processor_s_last_digits_differ():
+    drawn = []
+    for value in (0.125, 0.12500003, 0.12499998):  # 0.12 and 0.13 are as near
+        d = Drawing(400, 200, ALT)
+        d.matrix(10, 10, torch.tensor([[value, 1.0]]))
+        drawn.append(d.svg)
+    assert drawn[0] == drawn[1] == drawn[2]
 
 
 def test_labels_that_do_not_match_a_matrix_are_refused():

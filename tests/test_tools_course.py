@@ -32,6 +32,7 @@ def test_storing_twice_changes_no_byte(notebook):
         new_code_cell("import sys\nprint(1)\nprint('noi' + 'se', file=sys.stderr)"),
         new_code_cell("from tqdm.auto import tqdm\nfor _ in tqdm(range(2)): pass"),
         new_code_cell("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"),
+        new_code_cell("from shared.drawings import Drawing\nDrawing(9, 9, 'A panel.')"),
         tagged(CLOCK, "nbval-ignore-output"),
         tagged("print('answer: 42')", "results"),
     )
@@ -44,6 +45,7 @@ def test_storing_twice_changes_no_byte(notebook):
     assert b"noise" not in first
     assert b"widget-view" not in first
     assert b"image/png" in first
+    assert b"data:image/svg+xml" in first and b"A panel." in first
 
 
 # Each run adds a line to a file; what a cell shows depends on the number of lines.

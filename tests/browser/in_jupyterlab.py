@@ -10,6 +10,7 @@ import pytest
 from fixtures import *  # noqa: F403 (a second conftest.py would hide the first)
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from shared.drawings import Drawing
 from tools.export import ROOT
 
 PAGES = [
@@ -48,6 +49,8 @@ WIDGET = {
     "application/vnd.jupyter.widget-view+json": {"model_id": "0"},
     "text/plain": "VBox(children=(IntSlider(value=4),))",
 }
+# No one has trusted the notebook that this stands in: plain SVG would not be shown.
+DRAWING = Drawing(50, 50, "A panel and nothing else.")._repr_mimebundle_()
 # Every kind of fault that the test above should find, and words that tell of it.
 CELLS = [
     (new_markdown_cell("# Some Title"), None),
@@ -70,6 +73,7 @@ CELLS = [
     ),
     (code("stream", name="stderr", text="UserWarning: old"), "UserWarning"),
     (code("stream", name="stdout", text="all is well"), None),
+    (code("display_data", data=DRAWING), None),
     (code("display_data", data={"image/png": "bm8gcGljdHVyZQ=="}), "pictures"),
     (code("display_data", data=WIDGET), "a widget that is not there"),
 ]

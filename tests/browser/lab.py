@@ -207,9 +207,9 @@ def pieces(path: Path) -> list[dict]:
         return [{"place": path.name, "pictures": 0} | markdown(path.read_text("utf-8"))]
     found = []
     for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
-        pictures = sum(
-            "image/png" in each.get("data", {}) for each in cell.get("outputs", [])
-        )
+        shown = [each.get("data", {}) for each in cell.get("outputs", [])]
+        drawings = sum("data:image/svg" in data.get("text/html", "") for data in shown)
+        pictures = drawings + sum("image/png" in data for data in shown)
         text = cell.source if cell.cell_type == "markdown" else ""
         found.append({"place": f"cell {i}", "pictures": pictures} | markdown(text))
     return found
