@@ -3,8 +3,8 @@
 Turn a raw text into batches of token ids, and those ids into the vectors that a GPT
 reads.
 
-Exported from text_data.ipynb, which explains every line: change it there, then run
-`python -m tools.export`.
+Exported from text_data.ipynb and text_data_deeper.ipynb, which explain every line:
+change it there, then run `python -m tools.export`.
 """
 
 import functools
@@ -34,11 +34,11 @@ __all__ = [
     "END_OF_TEXT",
     "UNKNOWN",
     "SimpleTokenizerV2",
-    "load_gpt2_ranks",
     "END_OF_TEXT_ID",
     "get_tokenizer",
     "GPTDatasetV1",
     "create_dataloader_v1",
+    "load_gpt2_ranks",
 ]
 
 
@@ -46,23 +46,24 @@ SPLIT_PATTERN = re.compile(r"""(--|[,.:;?!_"'()]|\s)""")
 
 
 def split_text(text: str) -> list[str]:
-    """The words and punctuation marks of a text; `--` is one mark, blanks are none."""
+    """The words and punctuation marks of a text, without its spaces; `--` is a mark."""
     return [piece for piece in SPLIT_PATTERN.split(text) if piece.strip()]
 
 
 def build_vocabulary(
     tokens: Iterable[str], special_tokens: Iterable[str] = ()
 ) -> dict[str, int]:
-    """The id of each token: in sorted order, then special ones such as `<|unk|>`."""
-    ordered = [*sorted(set(tokens)), *special_tokens]
-    return {token: token_id for token_id, token in enumerate(dict.fromkeys(ordered))}
+    """The id of each token: words in sorted order, then the special tokens."""
+    special_tokens = list(special_tokens)
+    words = sorted(set(tokens) - set(special_tokens))
+    return {token: token_id for token_id, token in enumerate(words + special_tokens)}
 
 
 class SimpleTokenizerV1:
     """A tokenizer for the words of a vocabulary. Source: Raschka (2024), 2.3."""
 
     def __init__(self, vocab: dict[str, int]):
-        self.str_to_int = dict(vocab)
+        self.str_to_int = vocab
         self.int_to_str = {token_id: token for token, token_id in vocab.items()}
 
     def encode(self, text: str) -> list[int]:
@@ -73,7 +74,7 @@ class SimpleTokenizerV1:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text for a sequence of ids; KeyError if the vocabulary lacks one."""
-        ids = [int(token_id) for token_id in ids]
+        ids = [int(token_id) for token_id in ids]  # of a tensor, too
         require_known_ids(ids, self.int_to_str)
         text = " ".join(self.int_to_str[token_id] for token_id in ids)
         return re.sub(r"\s+([,.:;?!\"'()])", r"\1", text)
@@ -99,20 +100,6 @@ class SimpleTokenizerV2(SimpleTokenizerV1):
         return [self.str_to_int.get(token, unknown_id) for token in tokens]
 
 
-def load_gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's 50,256 ordinary tokens, as bytes, with their ids (Radford et al. 2019).
-
-    Ids 0 to 255 are the single bytes; id 256 + n is the result of the n-th merge.
-    """
-    ids = json.loads(data_path("gpt2-bpe/encoder.json").read_text(encoding="utf-8"))
-    del ids[END_OF_TEXT]
-    characters = sorted(ids, key=ids.get)[:256]  # one for each byte
-    visible = [ord(c) for c in characters if ord(c) < 256]
-    others = sorted(set(range(256)) - set(visible))
-    byte_of = dict(zip(characters, visible + others, strict=True))
-    return {bytes(byte_of[c] for c in token): i for token, i in ids.items()}
-
-
 END_OF_TEXT_ID = 50_256  # in GPT-2's vocabulary: after the ordinary tokens
 
 
@@ -130,8 +117,8 @@ def get_tokenizer() -> tiktoken.Encoding:
 class GPTDatasetV1(Dataset):
     """Windows of a text: `dataset[i]` is an input and its target, both (T,).
 
-    T is `max_length`; windows start `stride` tokens apart and are views of one list of
-    ids. `<|endoftext|>` is read as one token. Source: Raschka (2024), section 2.6.
+    T is `max_length`, and windows start `stride` tokens apart. They are views of one
+    list of ids. `<|endoftext|>` is read as one token. Source: Raschka (2024), 2.6.
     """
 
     def __init__(self, txt: str, tokenizer, max_length: int, stride: int):
@@ -173,3 +160,17 @@ def create_dataloader_v1(
         num_workers=num_workers,
         generator=generator,
     )
+
+
+def load_gpt2_ranks() -> dict[bytes, int]:
+    """GPT-2's 50,256 ordinary tokens, as bytes, with their ids (Radford et al. 2019).
+
+    Ids 0 to 255 are the single bytes; id 256 + n is the result of the n-th merge.
+    """
+    ids = json.loads(data_path("gpt2-bpe/encoder.json").read_text(encoding="utf-8"))
+    del ids[END_OF_TEXT]
+    characters = sorted(ids, key=ids.get)[:256]  # one for each byte
+    themselves = [ord(c) for c in characters if ord(c) < 256]
+    others = sorted(set(range(256)) - set(themselves))
+    byte_of = dict(zip(characters, themselves + others, strict=True))
+    return {bytes(byte_of[c] for c in token): i for token, i in ids.items()}
