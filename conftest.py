@@ -1,9 +1,10 @@
 """How pytest runs the course: tests without network, notebooks against their outputs.
 
 nbval compares text exactly. Processors differ in the last digit of a sum, so here a
-decimal may differ by one unit in its last printed place; integers, words and shapes
-must not differ at all. Progress bars and warnings (stderr) are not compared, pictures
-never are, and a cell that was never run fails instead of passing silently.
+decimal may differ by one unit in its last printed place; integers, words, shapes and
+drawings (which are text inside) must not differ at all. Progress bars, warnings
+(stderr) and figures are not compared. A cell that was never run fails instead of
+passing silently.
 """
 
 import os
