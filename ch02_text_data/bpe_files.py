@@ -1,8 +1,8 @@
 """A byte-pair encoder's files: GPT-2's two, tiktoken's, and Hugging Face's.
 
 All of them hold the same three tables: the bytes of each id, the merges in order, and
-the special tokens. Files come from anywhere, so they are read with suspicion: what does
-not fit together raises a ValueError that names the file and the place in it.
+the special tokens. A file may come from anywhere and may be broken: if its parts do not
+fit together, that is a ValueError that names the file and the place in it.
 """
 
 import base64
@@ -142,7 +142,7 @@ def load_tables(
     """Vocabulary, merges and special tokens from a file, or a folder with GPT-2's two.
 
     Args:
-        special_tokens: ids of special tokens that the file does not tell.
+        special_tokens: ids of special tokens that the file does not contain.
         merge_by_rank: encodes one word, to find the merges that `.tiktoken` leaves out.
 
     Raises:

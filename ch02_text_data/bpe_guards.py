@@ -4,9 +4,9 @@ from collections.abc import Collection, Container, Iterable
 
 
 def require_text(text: str) -> None:
-    """Refuse what is not text, or not text that UTF-8 can write.
+    """Refuse what is no text, and text that UTF-8 cannot write.
 
-    Half of a surrogate pair, an artefact of UTF-16, stands for no character.
+    Half of a surrogate pair, which comes from UTF-16, is no character.
     """
     if not isinstance(text, str):
         raise TypeError(f"expected a text (str), not {type(text).__name__}")
@@ -15,13 +15,13 @@ def require_text(text: str) -> None:
     except UnicodeEncodeError as error:
         raise ValueError(
             f"character {error.start} of the text is {text[error.start]!r}, half of a "
-            "surrogate pair; mend the text with text.encode('utf-16', 'surrogatepass')"
-            ".decode('utf-16', 'replace')"
+            "surrogate pair; repair the text with "
+            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
         ) from None
 
 
 def require_vocab_size(vocab_size: int, special_tokens: Collection[str]) -> None:
-    """Refuse special tokens that are none, and sizes without room for the least."""
+    """Refuse special tokens that are no texts, and sizes that are too small for all."""
     for token in special_tokens:
         require_text(token)
         if len(token) < 2:
@@ -59,19 +59,36 @@ def require_not_ordinary(
         raise ValueError(f"special tokens that are ordinary tokens too: {taken}")
 
 
+def require_allowed(
+    text: str,
+    special_tokens: Collection[str],
+    allowed: Collection[str] | str,
+    disallowed: Collection[str] | str,
+) -> set[str]:
+    """The special tokens that become their id in this text, if it has no refused one.
+
+    "all" means, of `allowed`, every special token, and of `disallowed`, every other.
+    """
+    require_text(text)
+    known = set(special_tokens)
+    taken = known if allowed == "all" else known & set(allowed)
+    require_absent(text, known - taken if disallowed == "all" else disallowed)
+    return taken
+
+
 def require_absent(text: str, special_tokens: Iterable[str]) -> None:
-    """Refuse a text that holds one of these special tokens."""
+    """Refuse a text that contains one of these special tokens."""
     for token in sorted(special_tokens):
         if token in text:
             raise ValueError(
-                f"the text holds the special token {token!r}; pass it in "
+                f"the text contains the special token {token!r}; pass it in "
                 "allowed_special to encode it as such, or disallowed_special=() to "
                 "encode it as ordinary text"
             )
 
 
 def unknown_id(token_id: object, n_vocab: int) -> ValueError:
-    """What to raise for an id that stands for no token."""
+    """The error for an id that no token has."""
     return ValueError(
         f"token id {token_id!r} is not in the vocabulary: ids are integers from 0 to "
         f"{n_vocab - 1} (for a tensor, its tolist())"
@@ -79,6 +96,6 @@ def unknown_id(token_id: object, n_vocab: int) -> ValueError:
 
 
 def require_has(token: str, special_tokens: Container[str]) -> None:
-    """Refuse to name the id of a special token that is not there."""
+    """Refuse to give the id of a special token that this tokenizer does not have."""
     if token not in special_tokens:
         raise ValueError(f"this tokenizer has no special token {token!r}")

@@ -17,5 +17,6 @@ __all__ = [
     "get_tokenizer",
     "GPTDatasetV1",
     "create_dataloader_v1",
+    "BPETokenizerSimple",
     "BPETokenizer",
 ]

@@ -1,4 +1,4 @@
-"""The byte-pair encoder against tiktoken, Rust's tokenizers and a plain trainer.
+"""The byte-pair encoders against tiktoken, Rust's tokenizers and each other.
 
 `LLM_COURSE_FUZZ=100000` sets how many random strings are tried (default 2,000), and
 `LLM_COURSE_MIRROR` names the folder whose `corpus/*.txt.xz` the long tests read.
@@ -8,6 +8,7 @@ import base64
 import copy
 import doctest
 import hashlib
+import inspect
 import json
 import lzma
 import os
@@ -24,19 +25,24 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from ch02_text_data import bpe, bpe_files
+from ch02_text_data import bpe, bpe_files, bpe_pictures
 from ch02_text_data.bpe_files import AFTER_UNICODE_16, spell
 from shared import data
 from shared.ch02 import (
+    BYTE_TOKENS,
     END_OF_TEXT,
     BPETokenizer,
+    BPETokenizerSimple,
     GPTDatasetV1,
+    WordCache,
     byte_ids,
+    count_pairs,
     count_words,
     get_tokenizer,
     learn_merges,
     merge_by_rank,
     merge_pair,
+    split_words,
     train_naive,
 )
 from tools.bundle import bundle
@@ -122,7 +128,98 @@ def spelled_merges(tokenizer):
     return [[spelled[left], spelled[right]] for left, right in tokenizer.merges]
 
 
+# The plain class
+
+
+def test_plain_class_on_the_published_example():
+    tokenizer = BPETokenizerSimple()
+    tokenizer.train("aaabdaaabac", 259)
+    assert tokenizer.merges == {(97, 97): 256, (97, 98): 257, (256, 257): 258}
+    assert tokenizer.encode("aaabdaaabac") == [258, ord("d"), 258, ord("a"), ord("c")]
+    assert tokenizer.vocab[258] == b"aaab"
+
+
+def test_plain_class_fits_one_cell():
+    """It is to be typed from memory: with its imports and `merge_pair`, 45 lines."""
+    source = "".join(map(inspect.getsource, (merge_pair, BPETokenizerSimple)))
+    assert len(source.splitlines()) + 5 <= 45
+    program = (
+        "from collections import Counter\nfrom collections.abc import Iterable\n"
+        f"from itertools import pairwise\n{source}"
+    )
+    names = {}
+    exec(program, names)
+    alone = names["BPETokenizerSimple"]()
+    alone.train("hug pug hugs", 258)
+    assert alone.encode("bug hugs") == [98, 256, 32, 257, 115]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("ab c", min_size=12, max_size=60), st.integers(256, 262))
+def test_plain_class_learns_as_train_naive_does(text, vocab_size):
+    """Few letters: many ties, many overlaps such as `aaa`."""
+    tokenizer = BPETokenizerSimple()
+    merges = train_naive([text.encode()], vocab_size - 256)
+    tokenizer.train(text, 256 + len(merges))
+    assert list(tokenizer.merges.items()) == list(merges.items())
+    ids = list(text.encode())
+    for pair, new_id in merges.items():
+        ids = merge_pair(ids, pair, new_id)
+    assert tokenizer.encode(text) == ids
+
+
+@pytest.fixture(scope="module")
+def simple():
+    tokenizer = BPETokenizerSimple()
+    tokenizer.train(STORY[:5_000], 400)
+    return tokenizer
+
+
+@fuzzed
+@given(text=texts)
+def test_round_trip_of_the_plain_class(simple, text):
+    ids = simple.encode(text)
+    assert simple.decode(ids) == text
+    assert ids == merge_by_rank(text.encode(), simple.merges)
+
+
+def test_plain_class_decodes_half_a_character(simple):
+    assert simple.decode("🙂".encode()[:2]) == "\ufffd"
+
+
+def test_full_class_is_the_plain_rules_on_words():
+    """Words counted apart, bytes numbered as GPT-2's: otherwise the plain trainer's."""
+    full = BPETokenizer()
+    full.train(STORY[:5_000], 400, allowed_special=())
+    words = [byte_ids(word) for word in split_words(STORY[:5_000])]
+    assert list(full.merges.items()) == list(train_naive(words, 400 - 256).items())
+
+
 # Learning
+
+
+@pytest.mark.parametrize(
+    ("ids", "merged"),
+    [
+        ([], []),
+        ([1], [1]),
+        ([1, 2], [9]),
+        ([1, 1, 2, 1], [1, 9, 1]),
+        ([2, 1, 2, 1, 2], [2, 9, 9]),
+        ((1, 2, 2), [9, 2]),
+    ],
+)
+def test_merge_pair(ids, merged):
+    assert merge_pair(ids, (1, 2), 9) == merged
+    assert merge_pair(iter(ids), (1, 2), 9) == merged
+
+
+def test_merge_pair_uses_no_id_twice():
+    assert merge_pair([5] * 5, (5, 5), 9) == [9, 9, 5]
+
+
+def test_pairs_are_counted_within_a_sequence():
+    assert count_pairs([[1, 2, 1, 2], [2, 1]]) == {(1, 2): 2, (2, 1): 2}
 
 
 def test_published_example():
@@ -374,6 +471,21 @@ def test_cache_is_bounded_and_changes_nothing(monkeypatch, trained):
     assert tokenizer.encode(STORY) == expected
     assert 0 < len(tokenizer._cache) <= 10
     assert max(map(len, tokenizer._cache)) <= 8
+
+
+def test_cache_encodes_each_word_once(monkeypatch, gpt2):
+    expected, calls = gpt2.encode("a dog, a dog"), []
+
+    def spy(ids, merges):
+        calls.append(bytes(BYTE_TOKENS[i][0] for i in ids))
+        return merge_by_rank(ids, merges)
+
+    monkeypatch.setattr(bpe, "merge_by_rank", spy)
+    cache = WordCache(gpt2.vocab, gpt2.merges)
+    ids = [i for word in split_words("a dog, a dog") for i in cache[word]]
+    assert ids == expected
+    assert sorted(calls) == [b" a", b" dog", b",", b"a"]
+    assert isinstance(cache["a"], tuple)  # so no caller can change what is remembered
 
 
 def test_ids_belong_to_the_caller(gpt2):
@@ -845,6 +957,34 @@ def test_failed_save_keeps_the_old_file(trained, tmp_path, monkeypatch, name, vi
     with pytest.raises(OSError, match="disk full"):
         other.save(tmp_path / name)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+# Pictures
+
+
+def test_drawn_merges_say_in_words_what_they_show():
+    drawing = bpe_pictures.merging(["h u g s", "h ug s", "hug s"], ["", "a", "b"])
+    assert drawing.alt == "A text after each merge: h u g s; then h ug s; then hug s."
+    words = [text.words for text in drawing.texts]
+    assert words.count("ug") == 1 and words.count("hug") == 1 and "b" in words
+
+
+def test_rows_that_are_not_merges_of_the_first_are_refused():
+    with pytest.raises(ValueError, match="'hg' is not made of"):
+        bpe_pictures.merging(["h u g", "hg u"])
+
+
+def test_cuts_are_drawn_one_below_another():
+    rows = {"one": ["ab", "c"], "other": ["a", "bc"]}
+    drawing = bpe_pictures.cuts(rows)
+    assert drawing.alt == (
+        "One text in tokens. one, 2 tokens: ab | c. other, 2 tokens: a | bc."
+    )
+    assert {"one: 2", "ab", "bc"} <= {text.words for text in drawing.texts}
+
+
+def test_linked_list_is_drawn():
+    assert "past j" in bpe_pictures.linked_list().alt
 
 
 # Beside the rest of the course

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ch02_text_data import guards
+from ch02_text_data import guards, pictures
 from shared import data
 from shared.ch02 import (
     END_OF_TEXT,
@@ -75,7 +75,8 @@ def test_star_gives_the_public_names_and_nothing_else():
     assert set(given) == {
         *("split_text", "build_vocabulary", "SimpleTokenizerV1", "SimpleTokenizerV2"),
         *("END_OF_TEXT", "END_OF_TEXT_ID", "UNKNOWN", "get_tokenizer"),
-        *("GPTDatasetV1", "create_dataloader_v1", "BPETokenizer"),
+        *("GPTDatasetV1", "create_dataloader_v1"),
+        *("BPETokenizerSimple", "BPETokenizer"),
     }
 
 
@@ -128,11 +129,13 @@ def test_split_text_loses_nothing_but_white_space(text):
 def test_vocabulary_is_sorted_and_special_tokens_come_last():
     vocab = build_vocabulary(["b", "a", "b"], [END_OF_TEXT, UNKNOWN])
     assert vocab == {"a": 0, "b": 1, END_OF_TEXT: 2, UNKNOWN: 3}
+    special = iter([END_OF_TEXT, UNKNOWN])
+    assert build_vocabulary(["b", END_OF_TEXT, "a"], special) == vocab
 
 
 @given(any_text | pieces_of_text)
 @pytest.mark.parametrize("kind", [SimpleTokenizerV1, SimpleTokenizerV2])
-def test_simple_tokenizers_round_trip_up_to_blanks(kind, text):
+def test_simple_tokenizers_round_trip_up_to_spaces(kind, text):
     tokens = split_text(text)
     tokenizer = kind(build_vocabulary(tokens, [END_OF_TEXT, UNKNOWN]))
     ids = tokenizer.encode(text)
@@ -423,3 +426,69 @@ def test_the_mirror_of_tiktokens_cache():
         pytest.skip("TIKTOKEN_CACHE_DIR names no folder with tiktoken's GPT-2 files")
     story = data.load_text("short-story")
     assert tiktoken.get_encoding("gpt2").encode(story) == get_tokenizer().encode(story)
+
+
+# Drawings
+
+
+def steps_of(n_tokens=9):
+    """All steps of the drawing that fills up, for a text of so many tokens."""
+    ids = list(range(100, 100 + n_tokens))
+    return {
+        "characters": "a b c d",
+        "tokens": [f" {chr(97 + i)}" for i in range(n_tokens)],
+        "ids": ids,
+        "inputs": torch.tensor([ids[0:4], ids[4:8]]),
+        "targets": torch.tensor([ids[1:5], ids[5:9]]),
+        "token vectors": torch.zeros(2, 4, 3),
+        "position vectors": torch.zeros(4, 3),
+        "x": torch.zeros(2, 4, 3),
+    }
+
+
+def test_the_drawing_fills_up_step_by_step():
+    steps = steps_of()
+    names = list(steps)
+    for n in (1, 3, 5, 6, 8):
+        drawing = pictures.journey({name: steps[name] for name in names[:n]})
+        words = [text.words for text in drawing.texts]
+        for name, _, where, *_ in pictures.STEPS:
+            still = [other for other, _, there, *_ in pictures.STEPS if there == where]
+            reached = all(name in names[:n] for name in still)
+            assert (where not in words) == reached, (name, n)
+        shapes = [str(tuple(steps[name].shape)) for name in names[3:n]]
+        assert sorted(w for w in words if w.startswith("(")) == sorted(shapes)
+
+
+def test_a_target_stands_below_the_input_that_it_answers():
+    steps = steps_of()
+    middles = {}  # of each id that is written: where, from top to bottom
+    for text in sorted(pictures.journey(steps).texts, key=lambda text: text.box.y):
+        middles.setdefault(text.words, []).append(round(text.box.top[0], 3))
+    pairs = zip(steps["inputs"].flatten(), steps["targets"].flatten(), strict=True)
+    for token_id, target in pairs:
+        in_the_text, as_input, *_ = middles[str(token_id.item())]
+        assert middles[str(target.item())][-1] == as_input == in_the_text
+
+
+def test_more_tokens_than_there_is_room_for_are_left_out():
+    words = [text.words for text in pictures.journey(steps_of(12)).texts]
+    assert "·i" in words and "·j" not in words
+
+
+@given(st.integers(6, 15), st.integers(1, 5), st.integers(1, 6))
+def test_as_many_windows_are_drawn_as_there_are(n, max_length, stride):
+    drawing = pictures.strides(n, max_length, [stride])
+    N = len(windows(n, max_length, stride))
+    assert f"stride {stride}: {N} windows" in [text.words for text in drawing.texts]
+    cells = drawing.svg.count("<rect") - 1  # all but the background
+    assert cells == N * (max_length + 1)
+
+
+def test_a_lookup_is_drawn_with_its_rows():
+    table = torch.tensor([[i + 0.1, i + 0.2] for i in range(4)])
+    drawing = pictures.lookup(torch.eye(4)[[2, 0]], table)
+    words = [text.words for text in drawing.texts]
+    assert words.count("2.1") == words.count("0.2") == 2 and words.count("3.1") == 1
+    assert "rows 2, 0 of W" in drawing.alt
+    assert {"(T, V) = (2, 4)", "(V, C) = (4, 2)", "(T, C) = (2, 2)"} <= set(words)

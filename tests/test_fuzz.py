@@ -106,6 +106,13 @@ def trained_bpe():
     return tokenizer
 
 
+@cache
+def simple_bpe():
+    tokenizer = ch02.BPETokenizerSimple()
+    tokenizer.train("hug pug hugs", 260)
+    return tokenizer
+
+
 def windows():
     return DataLoader([(row[:-1], row[1:]) for row in IDS], batch_size=2)
 
@@ -287,6 +294,18 @@ CASES = [
         },
         batches,
     ),
+    Case(
+        "BPETokenizerSimple.train",
+        lambda: {"text": "hug pug hugs", "vocab_size": 260},
+        receiver=ch02.BPETokenizerSimple,
+    ),
+    Case(
+        "BPETokenizerSimple.encode",
+        lambda: {"text": "a hug"},
+        check=lambda ids, a: simple_bpe().decode(ids) == a["text"],
+        receiver=simple_bpe,
+    ),
+    Case("BPETokenizerSimple.decode", lambda: {"ids": [1, 2]}, receiver=simple_bpe),
     Case(
         "BPETokenizer.train",
         lambda: {"text": "hug pug hugs", "vocab_size": 260},

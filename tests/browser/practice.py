@@ -218,8 +218,14 @@ def settled(picture):
 WIDGETS = {
     "ch02_text_data/bpe.ipynb": (
         [
-            *["#| export", "import pydoc_data", "def shown", "PUBLISHED =", "newcomer"],
-            *["story_words =", "def as_ids", "tokenizer = BPETok", "gpt2 = BPETok"],
+            *[
+                "#| export",
+                "import pydoc_data",
+                "def shown",
+                "PUBLISHED =",
+                ".bpe import",
+            ],
+            *["story_words =", "def train_on", "tokenizer = BPETok", "gpt2 = BPETok"],
         ],
         [
             press("ArrowLeft", 0),
@@ -229,7 +235,7 @@ WIDGETS = {
         ],
     ),
     "ch03_attention/attention.ipynb": (
-        ["#| export", "import copy", 'tokens = ["Soft"', "by_hand = head", "def head_"],
+        [""],  # every cell before it
         [
             click("button", "roof"),
             click("checkbox", "divide by √D"),
