@@ -27,7 +27,7 @@ def lossless_split(split: Callable[[str], list[str]]) -> None:
         pieces = list(pieces)
         joined = "".join(pieces)
         assert joined == line, (
-            f"the pieces join to {joined!r}, not to {line!r}; were blanks or line ends "
+            f"the pieces join to {joined!r}, not to {line!r}; were spaces or line ends "
             "dropped, as split_text drops them?"
         )
         assert "" not in pieces, (
@@ -89,7 +89,7 @@ def embedding_parameters(size: Callable[[int, int, int], int]) -> None:
         )
         assert found == wanted, (
             f"C = {width}: you say {found:,}, PyTorch counts {wanted:,}; two tables "
-            "are wanted, one row per token and one row per place, each C wide"
+            "are wanted, one row per token and one row per position, each C wide"
         )
         shares.append(
             f"C = {width:4}: {found:>11,} of {total:>13,}, {found / total:4.0%}"
@@ -158,7 +158,7 @@ def merge_most_frequent(merge: Callable[[list[int], int], list[int]]) -> None:
         (
             [5, 5, 5, 5, 5],
             [256, 256, 5],
-            "after a match, go on behind the pair, so that no token is used twice",
+            "after a match, go on after the pair, so that no token is used twice",
         ),
         (
             [9, 8, 1, 2],
@@ -198,7 +198,7 @@ def cheapest_first(order: Callable, predicted: Callable) -> None:
     }
     n_tokens = {name: len(tokenizer.encode(text)) for name, text in texts.items()}
     found, wanted = list(order(texts, tokenizer)), sorted(texts, key=n_tokens.get)
-    assert found != wanted[::-1], "that begins with the dearest text"
+    assert found != wanted[::-1], "that begins with the most expensive text"
     assert found == wanted, (
         f"{texts} have {n_tokens} tokens, so the order is {wanted}, not {found}"
     )
@@ -208,10 +208,10 @@ def cheapest_first(order: Callable, predicted: Callable) -> None:
     assert sorted(guess) == sorted(texts), (
         f"predict an order of all the names, {', '.join(map(repr, texts))}, not {guess}"
     )
-    print("place  predicted        measured")
-    for place, (name, real) in enumerate(zip(guess, found, strict=True), start=1):
+    print("rank   predicted        measured")
+    for rank, (name, real) in enumerate(zip(guess, found, strict=True), start=1):
         n = len(tokenizer.encode(texts[real]))
-        print(f"{place:5}  {name:15}  {real:15} {n:,} tokens")
+        print(f"{rank:<5}  {name:15}  {real:15} {n:,} tokens")
     print("Right: that is the order of their tokens.")
 
 
@@ -220,8 +220,8 @@ def variants(text: str) -> dict[str, str]:
     return {
         "as it is": text,
         "upper case": text.upper(),
-        "without blanks": text.replace(" ", ""),
-        "blanks doubled": text.replace(" ", "  "),
+        "without spaces": text.replace(" ", ""),
+        "spaces doubled": text.replace(" ", "  "),
         "without vowels": text.translate(str.maketrans("", "", "aeiouAEIOU")),
     }
 
@@ -234,7 +234,7 @@ def small_merges(n_merges: int) -> dict[tuple[int, int], int]:
 
 @checked("2b.1", wants="bytes")
 def expand(bytes_of: Callable[[int, dict], bytes]) -> None:
-    """What every token of a tokenizer stands for, from its merges alone."""
+    """The bytes of every token of a tokenizer, from its merges alone."""
     merges = small_merges(300)
     vocab = token_bytes(BYTES, merges)
     for token_id, wanted in vocab.items():
@@ -257,7 +257,7 @@ def expand(bytes_of: Callable[[int, dict], bytes]) -> None:
 
 @checked("2b.2", wants="a list of ids", keeps=True)
 def drop_merges(encode: Callable[..., list[int]]) -> None:
-    """Nothing skipped is chapter 2b's encoding, everything skipped leaves the bytes."""
+    """With p = 0 it encodes as chapter 2b does, and with p = 1 the bytes stay."""
     merges = small_merges(300)
     vocab = token_bytes(BYTES, merges)
     texts = (b" lighthouse", b" the", b"a", b"", b" aaaaa", b" waiting")
@@ -268,7 +268,7 @@ def drop_merges(encode: Callable[..., list[int]]) -> None:
         assert found == wanted, (
             f"with p = 0 nothing is skipped, so {bytes(word)} should become {wanted}, "
             f"not {found}; take the possible merge with the smallest new id, the "
-            "leftmost if it is possible in several places"
+            "leftmost if it is possible at several positions"
         )
         found = list(encode(word, dict(merges), 1.0, random.Random(1)))
         assert found == word, (
@@ -290,17 +290,17 @@ def drop_merges(encode: Callable[..., list[int]]) -> None:
         seen.add(len(found))
     assert len(seen) > 3, (
         f"with p = 0.5 the word {bytes(long)} always came in {sorted(seen)} tokens; "
-        "draw anew for each possible merge in each step, not once for the whole word"
+        "draw again for each possible merge in each step, not once for the word"
     )
     print("Right: one word, cut in many ways, and none of its bytes is lost.")
 
 
 @checked("2b.3", wants="a list of tokens, each of them bytes")
 def longest_match(encode: Callable, predicted: Callable) -> None:
-    """The longest token at each place; then its length beside that of the merges."""
+    """The longest token each time; then the number of tokens beside the merges'."""
     cases = [
         (b"abcd", {b"ab", b"abc", b"cd"}, [b"abc", b"d"], "abc is longer than ab"),
-        (b"abcabd", {b"abd", b"ab"}, [b"ab", b"c", b"abd"], "start over at each place"),
+        (b"abcabd", {b"abd", b"ab"}, [b"ab", b"c", b"abd"], "look again each time"),
         (b"xyz", {b"abc"}, [b"x", b"y", b"z"], "where no token fits, take the byte"),
         (b"aaaaa", {b"aa", b"aaaa"}, [b"aaaa", b"a"], "go on behind the token"),
         (b"", {b"ab"}, [], "there is nothing to cut"),

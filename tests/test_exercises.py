@@ -66,8 +66,8 @@ def pieces_at(pattern):
     return lambda text: [piece for piece in re.split(pattern, text) if piece]
 
 
-def runs_of_blanks(text):
-    """One piece for a run of blanks."""
+def runs_of_spaces(text):
+    """One piece for a run of spaces."""
     return re.findall(r"""--|[,.:;?!_"'()]|\s+|(?:(?!--)[^\s,.:;?!_"'()])+""", text)
 
 
@@ -81,9 +81,9 @@ def pieces_one_by_one(text):
 case(
     "ch02",
     "lossless_split",
-    [pieces_at(SPLIT_PATTERN), runs_of_blanks, pieces_one_by_one],
+    [pieces_at(SPLIT_PATTERN), runs_of_spaces, pieces_one_by_one],
     [
-        (split_text, "were blanks or line ends dropped"),
+        (split_text, "were spaces or line ends dropped"),
         (list, "cut where split_text cuts"),
         (SPLIT_PATTERN.split, "empty pieces"),
         (
@@ -281,7 +281,7 @@ case(
 )
 
 ORDER = says(
-    ["as it is", "upper case", "without blanks", "blanks doubled", "without vowels"]
+    ["as it is", "upper case", "without spaces", "spaces doubled", "without vowels"]
 )
 
 
@@ -299,7 +299,10 @@ case(
     "cheapest_first",
     [(counted, ORDER), (order_by(lambda text, t: len(t.encode(text))), ORDER)],
     [
-        ((order_by(lambda text, t: -len(t.encode(text))), ORDER), "the dearest text"),
+        (
+            (order_by(lambda text, t: -len(t.encode(text))), ORDER),
+            "the most expensive text",
+        ),
         ((order_by(lambda text, t: len(text)), ORDER), "so the order is"),
         ((order_by(lambda text, t: len(text.split())), ORDER), "so the order is"),
         ((order_by(lambda text, t: len(text.encode())), ORDER), "so the order is"),
@@ -377,7 +380,7 @@ case(
         (dropping(pick=lambda kept: kept[0]), "the smallest new id"),
         (dropping(lambda chance, p: chance.random() > p), "with p = 0"),
         (dropping(lambda chance, p: chance.random() < p * p), "70% are expected"),
-        (dropping(whole=True), "draw anew"),
+        (dropping(whole=True), "draw again"),
         (lambda ids, merges, p, chance: merge_by_rank(ids, merges), "with p = 1"),
         (lambda ids, merges, p, chance: b"", "should become"),
         (
@@ -616,11 +619,11 @@ case(
     [by_groups, by_pytorch, head_by_head],
     [
         (repeated_wrongly, ": query .*interleave"),
-        (without_mask, ": a token listens to later"),
+        (without_mask, ": a token attends to later"),
         (without_scale, ": the scores are not div"),
         (
             lambda q, k, v: repeated_wrongly(q, k, v, is_causal=False),
-            "interleave.*; and a token listens to later",
+            "interleave.*; and a token attends to later",
         ),
         (without_copies, "raises RuntimeError .*key head of its"),
         (only_keys_in_order, ": query head 1 is wrong"),
