@@ -1,10 +1,10 @@
 """Chapter 3: Attention.
 
-You will build, test and take apart the layer by which every token of a text gathers
-what it needs from the tokens before it.
+You will build attention, the layer in which every token of a text gathers what it needs
+from the tokens before it.
 
-Exported from attention.ipynb, which explains every line: change it there, then run
-`python -m tools.export`.
+Exported from attention.ipynb and deeper.ipynb, which explain every line: change it
+there, then run `python -m tools.export`.
 """
 
 import torch
@@ -24,16 +24,16 @@ __all__ = [
     "SelfAttention_v2",
     "CausalAttention",
     "MultiHeadAttentionWrapper",
-    "KVCache",
     "MultiHeadAttention",
     "attention_weights",
+    "KVCache",
 ]
 
 
 class SelfAttention_v1(nn.Module):
     """Self-attention over one text, each formula written out: (T, d_in) -> (T, d_out).
 
-    Source: Vaswani et al. (2017), section 3.2.1; Raschka (2024), section 3.4.
+    A first step. Source: Vaswani et al. (2017), section 3.2.1; Raschka (2024), 3.4.
     """
 
     def __init__(self, d_in: int, d_out: int) -> None:
@@ -43,17 +43,18 @@ class SelfAttention_v1(nn.Module):
         self.W_value = nn.Parameter(torch.rand(d_in, d_out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        queries = x @ self.W_query  # (T, D), eq. 3.6
+        queries = x @ self.W_query  # (T, D), eq. 3.4
         keys = x @ self.W_key
         values = x @ self.W_value
-        scores = queries @ keys.T / keys.shape[-1] ** 0.5  # (T, T), eq. 3.7
+        scores = queries @ keys.T / keys.shape[-1] ** 0.5  # (T, T), eq. 3.5
         return torch.softmax(scores, dim=-1) @ values  # (T, D)
 
 
 class SelfAttention_v2(nn.Module):
     """Self-attention over one text, with linear layers: (T, d_in) -> (T, d_out).
 
-    `qkv_bias` adds a bias to queries, keys and values. Source: Raschka (2024), 3.4.
+    The second step. `qkv_bias` adds a bias to queries, keys and values.
+    Source: Raschka (2024), section 3.4.
     """
 
     def __init__(self, d_in: int, d_out: int, qkv_bias: bool = False) -> None:
@@ -63,18 +64,18 @@ class SelfAttention_v2(nn.Module):
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        queries = self.W_query(x)  # (T, D), eq. 3.6
+        queries = self.W_query(x)  # (T, D), eq. 3.4
         keys = self.W_key(x)
         values = self.W_value(x)
-        scores = queries @ keys.T / keys.shape[-1] ** 0.5  # (T, T), eq. 3.7
+        scores = queries @ keys.T / keys.shape[-1] ** 0.5  # (T, T), eq. 3.5
         return torch.softmax(scores, dim=-1) @ values  # (T, D)
 
 
 class CausalAttention(nn.Module):
     """Self-attention in which no token sees a later one: (B, T, d_in) -> (B, T, d_out).
 
-    `context_length` is the longest text that fits, `dropout` the share of the weights
-    dropped in training. Source: Raschka (2024), section 3.5.
+    The third step. `context_length` is the longest text that fits, `dropout` the share
+    of the weights dropped in training. Source: Raschka (2024), section 3.5.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class CausalAttention(nn.Module):
         keys = self.W_key(x)
         values = self.W_value(x)
         scores = queries @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5  # (B, T, T)
-        scores = scores.masked_fill(self.mask[:T, :T], -torch.inf)  # eq. 3.9
+        scores = scores.masked_fill(self.mask[:T, :T], -torch.inf)  # eq. 3.7
         weights = self.dropout(torch.softmax(scores, dim=-1))
         return weights @ values  # (B, T, D)
 
@@ -109,7 +110,7 @@ class CausalAttention(nn.Module):
 class MultiHeadAttentionWrapper(nn.Module):
     """Causal attention layers side by side: (B, T, d_in) -> (B, T, num_heads * d_out).
 
-    `d_out` is the width of *one* head. Source: Raschka (2024), section 3.6.
+    The fourth step. `d_out` is the width of *one* head. Source: Raschka (2024), 3.6.
     """
 
     def __init__(
@@ -130,6 +131,75 @@ class MultiHeadAttentionWrapper(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([head(x) for head in self.heads], dim=-1)  # (B, T, H * D)
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal multi-head attention, fused: (B, T, d_in) -> (B, T, d_out).
+
+    Each of the `num_heads` heads is d_out / num_heads wide. Given a `KVCache`, the
+    inputs are the tokens that follow those in the cache, and are added to it.
+
+    Source: Vaswani et al. (2017), section 3.2.2.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        context_length: int,
+        dropout: float,
+        num_heads: int,
+        qkv_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        check_head_settings(d_out, num_heads, dropout)
+        self.d_in, self.d_out = d_in, d_out
+        self.num_heads, self.head_dim = num_heads, d_out // num_heads
+        self.context_length, self.dropout = context_length, dropout
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+
+    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """Cut rows (B, T, d_out) into heads (B, H, T, D)."""
+        B, T, _ = x.shape
+        return x.view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # eq. 3.8
+
+    def forward(self, x: torch.Tensor, cache: "KVCache | None" = None) -> torch.Tensor:
+        past = 0 if cache is None else cache.length  # tokens read before
+        check_vectors(x, self.d_in, self.context_length, past)
+        queries = self.split_heads(self.W_query(x))  # (B, H, T, D)
+        keys = self.split_heads(self.W_key(x))
+        values = self.split_heads(self.W_value(x))
+        mask = None
+        if cache is not None:
+            keys, values = cache.append(keys, values)  # (B, H, past + T, D)
+            mask = cache.mask(x.shape[1])
+        dropout = self.dropout if self.training else 0.0
+        context = F.scaled_dot_product_attention(
+            queries, keys, values, mask, dropout, is_causal=past == 0
+        )  # (B, H, T, D)
+        return self.out_proj(context.transpose(1, 2).flatten(2))  # (B, T, d_out)
+
+    def _load_from_state_dict(self, state_dict, prefix, *others) -> None:
+        state_dict.pop(f"{prefix}mask", None)  # stored by the book's class, not needed
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+@torch.no_grad()
+def attention_weights(attention: MultiHeadAttention, x: torch.Tensor) -> torch.Tensor:
+    """Weights (B, H, T, T) of a layer for its input (B, T, d_in), without dropout.
+
+    Fused attention never stores them. Source: Vaswani et al. (2017), equation 1.
+    """
+    check_vectors(x, attention.d_in, attention.context_length)
+    T = x.shape[1]
+    queries = attention.split_heads(attention.W_query(x))  # (B, H, T, D)
+    keys = attention.split_heads(attention.W_key(x))
+    scores = queries @ keys.transpose(2, 3) / attention.head_dim**0.5  # (B, H, T, T)
+    future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
+    return torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
 
 
 class KVCache:
@@ -160,77 +230,13 @@ class KVCache:
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
+    def mask(self, T: int) -> torch.Tensor | None:
+        """Which tokens each of the newest T may attend to: (T, length), True if it may.
 
-def _ignore_stored_mask(module, state_dict, prefix, *_) -> None:
-    """Remove the causal mask that other implementations keep in their checkpoints."""
-    state_dict.pop(f"{prefix}mask", None)
-
-
-class MultiHeadAttention(nn.Module):
-    """Causal multi-head attention, fused: (B, T, d_in) -> (B, T, d_out).
-
-    Each of the `num_heads` heads is d_out / num_heads wide. Given a `KVCache`, the
-    inputs are the tokens that follow those in the cache, and are added to it.
-
-    Source: Vaswani et al. (2017), section 3.2.2.
-    """
-
-    def __init__(
-        self,
-        d_in: int,
-        d_out: int,
-        context_length: int,
-        dropout: float,
-        num_heads: int,
-        qkv_bias: bool = False,
-    ) -> None:
-        super().__init__()
-        check_head_settings(d_out, num_heads, dropout)
-        self.d_in, self.d_out = d_in, d_out
-        self.num_heads, self.head_dim = num_heads, d_out // num_heads
-        self.context_length, self.dropout = context_length, dropout
-        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.out_proj = nn.Linear(d_out, d_out)
-        self.register_load_state_dict_pre_hook(_ignore_stored_mask)
-
-    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        """Cut rows (B, T, d_out) into heads (B, H, T, D)."""
-        B, T, _ = x.shape
-        return x.view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # eq. 3.10
-
-    def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        past = 0 if cache is None else cache.length
-        check_vectors(x, self.d_in, self.context_length, past)
-        B, T, _ = x.shape
-        queries = self.split_heads(self.W_query(x))  # (B, H, T, D)
-        keys = self.split_heads(self.W_key(x))
-        values = self.split_heads(self.W_value(x))
-        mask = None
-        if cache is not None:
-            keys, values = cache.append(keys, values)  # (B, H, past + T, D)
-        if past > 0 and T > 1:  # a single new token may see everything
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device)
-            mask = mask.tril(past)  # True where row t may look: columns to past + t
-        dropout = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(
-            queries, keys, values, mask, dropout, is_causal=past == 0
-        )  # (B, H, T, D)
-        context = context.transpose(1, 2).reshape(B, T, self.d_out)
-        return self.out_proj(context)
-
-
-@torch.no_grad()
-def attention_weights(attention: MultiHeadAttention, x: torch.Tensor) -> torch.Tensor:
-    """Weights (B, H, T, T) of a layer for its input (B, T, d_in), without dropout.
-
-    Fused attention never stores them. Source: Vaswani et al. (2017), equation 1.
-    """
-    check_vectors(x, attention.d_in, attention.context_length)
-    T = x.shape[1]
-    queries = attention.split_heads(attention.W_query(x))  # (B, H, T, D)
-    keys = attention.split_heads(attention.W_key(x))
-    scores = queries @ keys.transpose(2, 3) / attention.head_dim**0.5  # (B, H, T, T)
-    future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
-    return torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+        None if the fused function needs no mask: for one token, which may attend to
+        all, and for a text that begins here, where `is_causal=True` says the same.
+        """
+        if T == 1 or T == self.length:
+            return None
+        allowed = torch.ones(T, self.length, dtype=torch.bool, device=self.keys.device)
+        return allowed.tril(self.length - T)

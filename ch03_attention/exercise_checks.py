@@ -23,14 +23,14 @@ def causal_mask(mask_of) -> None:
     )
     assert not mask.diagonal().any(), (
         "the diagonal is True, which hides each token from itself: the first token "
-        "would have nothing left to listen to"
+        "would have nothing left to attend to"
     )
     assert not mask.tril().any(), (
         "the mask hides the past; True should stand where the column is larger than "
         "the row"
     )
     assert mask.triu(1).sum() == 6, (
-        "some later token is not hidden: all six places above the diagonal of a 4 x 4 "
+        "some later token is not hidden: all six entries above the diagonal of a 4 x 4 "
         "mask should be True"
     )
     assert not tensor(mask_of(1), 1, 1).any(), "one token alone sees itself"
@@ -77,7 +77,7 @@ def safe_softmax(softmax) -> None:
     assert close(result[1], torch.softmax(hidden[1], dim=-1)), (
         "rows that are hidden in part should still be those of torch.softmax"
     )
-    print("Right: stable for large scores, and quiet where there is nothing to hear.")
+    print("Right: stable for large scores, and zeros where everything is hidden.")
 
 
 @checked("3.3", wants="one True or False", keeps=True)
@@ -163,7 +163,7 @@ def grouped_query_attention(attend) -> None:
 FAULTS = {
     "order": "query heads that share stand side by side: heads 0 and 1 use key head 0, "
     "heads 2 and 3 use key head 1 (repeat_interleave, not repeat)",
-    "mask": "a token listens to later ones: the causal mask is missing",
+    "mask": "a token attends to later ones: the causal mask is missing",
     "scale": "the scores are not divided by sqrt(D)",
 }
 
@@ -256,18 +256,18 @@ def reach(predicted, measured) -> None:
         found, true = number(measured(window, n_layers)), max(far)
         assert found != true + 1, (
             f"window {window}, layers {n_layers}: the last token itself counts as 0; "
-            f"from the farthest token that it hears it is {true} places, not {found}"
+            f"the farthest token that reaches it is {true} positions away, not {found}"
         )
         assert found == true, (
-            f"window {window}, layers {n_layers}: you measure {found}, and {true} is "
-            "true; a token hears itself and the window - 1 before it, each layer reads "
-            "what the last one wrote, and the text must be longer than what is measured"
+            f"window {window}, layers {n_layers}: you measure {found}, but {true} is "
+            "right; a token attends to itself and the window - 1 before it, each layer "
+            "reads what the one before wrote; and the text must be longer than that"
         )
         guess = number(predicted(window, n_layers))
         lines.append(f"{window:6}  {n_layers:6}  {guess:9}  {found:8}")
         assert guess == found, (
             f"window {window}, layers {n_layers}: you predict {guess} and measure "
-            f"{found}; how much farther does one more layer hear?"
+            f"{found}; how much farther does one more layer reach?"
         )
     print(*lines, sep="\n")
     print("Right: predicted and measured are the same in all cases.")

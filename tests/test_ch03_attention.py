@@ -155,7 +155,7 @@ def test_a_change_never_moves_earlier_outputs(kind, changed):
     before, after = layer(x), layer(other)
     assert torch.equal(before[:, :changed], after[:, :changed])
     moved = (before[:, changed:] != after[:, changed:]).any(dim=-1)
-    assert moved.all(), "every later output listens to the token that was changed"
+    assert moved.all(), "every later output depends on the token that was changed"
 
 
 @every_kind
