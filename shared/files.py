@@ -10,9 +10,18 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; if all goes well, what was written replaces `path`.
 
-    Makes the folder if there is none. After an error, which names it, `path` is as it
-    was.
+    Makes the folder if there is none. A symbolic link stays, and what it points to is
+    replaced. After an error, which names it, `path` is as it was.
+
+    Raises:
+        OSError: if `path` is a folder, a device or a pipe, which stays as it is.
     """
+    path = Path(os.path.realpath(path))  # still a link if it leads to itself
+    if path.is_symlink() or path.exists() and not path.is_file():
+        raise OSError(
+            f"{path} is no ordinary file but a folder, a device, a pipe or a link to "
+            "itself, and replacing it would destroy it; name another path"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,5 +1,9 @@
 """Files are replaced whole or not at all."""
 
+import contextlib
+import os
+import stat
+
 import pytest
 
 from shared.files import replacing, write_atomically
@@ -40,3 +44,42 @@ def test_several_files_are_replaced_only_if_all_are_whole(tmp_path):
         raise OSError("disk full")
     assert [path.read_text() for path in paths] == ["old", "old"]
     assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_through_a_link_the_target_is_replaced_and_the_link_stays(tmp_path):
+    target, link, other = (tmp_path / name for name in ("real/diary.txt", "a", "b"))
+    target.parent.mkdir()
+    target.write_text("old")
+    link.symlink_to(target)
+    other.symlink_to("a")  # a link to a link, relative
+    for path in (link, other):
+        write_atomically(path, path.name)
+        assert link.is_symlink() and other.is_symlink()
+        assert not target.is_symlink() and target.read_text() == path.name
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_to_nothing_yet_stays_and_its_target_is_made(tmp_path):
+    link = tmp_path / "diary.txt"
+    link.symlink_to(tmp_path / "new/diary.txt")
+    write_atomically(link, "text")
+    assert link.is_symlink() and (tmp_path / "new/diary.txt").read_text() == "text"
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new/diary.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_what_is_no_file_is_refused_and_left_alone(tmp_path):
+    pipe, device, folder, itself, link = (tmp_path / name for name in "pdfil")
+    os.mkfifo(pipe)
+    with contextlib.suppress(PermissionError):  # only root may make one
+        os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    folder.mkdir()
+    (folder / "mine").write_text("old")
+    itself.symlink_to(itself)
+    link.symlink_to(pipe)
+    before = {path: path.lstat()[:2] for path in tmp_path.iterdir()}
+    for path in before:
+        with pytest.raises(OSError, match="is no ordinary file .* name another path"):
+            write_atomically(path, "text")
+    assert before == {path: path.lstat()[:2] for path in tmp_path.iterdir()}
+    assert (folder / "mine").read_text() == "old"
