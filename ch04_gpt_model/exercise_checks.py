@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 4: each says what is wrong, and hints at why."""
+"""Checks for the exercises of chapter 4: each says what is wrong, with a hint why."""
 
 import copy
 from collections.abc import Callable
@@ -50,8 +50,8 @@ def rms_norm(norm: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None
     x = 3 + 5 * torch.randn(2, 4, 8, generator=generator)
     scale = torch.rand(8, generator=generator) + 0.5
     norm.hint = (
-        "a mean that lost its axis does not fit to x any more; keepdim=True keeps the "
-        "axis that a mean is taken over"
+        "a mean without its axis no longer fits to x; keepdim=True keeps the axis that "
+        "the mean is taken over"
     )
     found = tensor(norm(x, scale), 2, 4, 8)
     assert not close(found, scale * F.layer_norm(x, (8,)), atol=1e-3), (
@@ -92,7 +92,7 @@ def gelu_slope(slope: Callable[[torch.Tensor], torch.Tensor]) -> None:
     density = torch.exp(-(z**2) / 2)
     cumulative = (1 + torch.erf(z / 2**0.5)) / 2
     assert not close(found, cumulative), (
-        "that is the first half of the product rule; z also stands inside Phi"
+        "that is the first half of the product rule; Phi depends on z too"
     )
     assert not close(found, cumulative + z * density), (
         "the normal density has a factor 1 / sqrt(2 pi) before the exponential"
@@ -118,7 +118,7 @@ def looks_ahead(detect: Callable) -> None:
         return Leaky(honest, leak, enter=honest.tok_emb, leave=honest.out_head)
 
     found = finds_leaks(lambda tried: detect(tried, ids, 50), model)
-    print(f"Right: {found} leaks found, and nobody accused without reason.")
+    print(f"Right: {found} leaks found, and no honest model accused.")
 
 
 @checked("4.4", wants="one whole number")
@@ -193,8 +193,8 @@ def generate_half_window(generate: Callable[..., torch.Tensor]) -> None:
         different = (found != wanted).any(dim=0).nonzero()
         assert len(different) == 0, (
             f"window of {size}, prompt of {length}: token {int(different[0])} differs; "
-            f"when {size} tokens have been read and one more must be, start an empty "
-            f"cache with the last {size // 2} tokens, the newest among them"
+            f"when {size} tokens have been read and one more has to be, start an empty "
+            f"cache with the last {size // 2} tokens, including the newest"
         )
         most = length + new + (size // 2) * (1 + 2 * new // size)
         assert sum(read) <= most, (
@@ -243,7 +243,7 @@ def count_parameters(count: Callable[[dict], int]) -> None:
 
 
 def swap_neurons(model: GPTModel) -> None:
-    """Neurons 3 and 7 of the first feed-forward network change places."""
+    """Swap neurons 3 and 7 of the first feed-forward network."""
     first, _, second = model.trf_blocks[0].ff.layers
     order = list(range(first.weight.shape[0]))
     order[3], order[7] = 7, 3
@@ -252,7 +252,7 @@ def swap_neurons(model: GPTModel) -> None:
 
 
 def swap_heads(model: GPTModel) -> None:
-    """Heads 0 and 1 of the first attention change places, also in its output."""
+    """Swap heads 0 and 1 of the first attention layer, in its output too."""
     att, D = model.trf_blocks[0].att, model.cfg["emb_dim"] // model.cfg["n_heads"]
     order = [*range(D, 2 * D), *range(D), *range(2 * D, model.cfg["emb_dim"])]
     for layer in (att.W_query, att.W_key, att.W_value):
@@ -261,13 +261,13 @@ def swap_heads(model: GPTModel) -> None:
 
 
 def swap_blocks(model: GPTModel) -> None:
-    """The first two blocks change places."""
+    """Swap the first two blocks."""
     blocks = model.trf_blocks
     blocks[0], blocks[1] = blocks[1], blocks[0]
 
 
 def swap_queries_and_keys(model: GPTModel) -> None:
-    """What made the queries of the first attention makes its keys, and vice versa."""
+    """Swap the matrices of queries and keys in the first attention layer."""
     att = model.trf_blocks[0].att
     att.W_query, att.W_key = att.W_key, att.W_query
 
@@ -282,7 +282,7 @@ SURGERIES = {
 
 @checked("4.7", wants="one number")
 def largest_change(measure: Callable, predicted: Callable) -> None:
-    """The patient must survive, and every logit counts; any prediction will do."""
+    """The model must stay as it is, and every logit counts; predictions are free."""
     model, generator = _tiny_model(), torch.Generator().manual_seed(7)
     texts = [torch.randint(50, (2, 6), generator=generator) for _ in range(4)]
     predicted.wants = '"same" or "other" for each name in SURGERIES, a dictionary'
@@ -292,18 +292,18 @@ def largest_change(measure: Callable, predicted: Callable) -> None:
     for name in SURGERIES:
         one_of(guesses[name], ["same", "other"])
     before = copy.deepcopy(model.state_dict())
-    lines = ["what changes places  predicted  largest change of a logit"]
+    lines = ["what is swapped      predicted  largest change of a logit"]
     for (name, surgery), ids in product(SURGERIES.items(), texts):
         found = number(measure(model, surgery, ids))
         kept = all(torch.equal(a, before[n]) for n, a in model.state_dict().items())
         assert kept, (
             f"after measuring {name!r} the model itself was changed, so that the next "
-            "measurement would start from it; operate on copy.deepcopy(model)"
+            "measurement would start from it; change copy.deepcopy(model) instead"
         )
-        patient = copy.deepcopy(model)
+        changed = copy.deepcopy(model)
         with torch.no_grad():
-            surgery(patient)
-            wanted = (patient(ids) - model(ids)).abs().max().item()
+            surgery(changed)
+            wanted = (changed(ids) - model(ids)).abs().max().item()
         assert abs(found - wanted) < 1e-3, (
             f"{name!r}: the largest change is {wanted:.3f}, not {found:.3f}; compare "
             "the logits of all tokens, and take absolute values before the maximum"
@@ -311,4 +311,4 @@ def largest_change(measure: Callable, predicted: Callable) -> None:
         if ids is texts[0]:
             lines.append(f"{name:19}  {guesses[name]:9}  {abs(found):.3f}")
     print(*lines, sep="\n")
-    print("Right: two of the four make no difference.")
+    print("Right: two of the four swaps make no difference.")

@@ -1,7 +1,7 @@
 """Chapter 4: The GPT model.
 
-Assemble a GPT from attention and four small parts, say on paper how large, how wrong
-and how fast it will be, and let it write.
+You will build a whole GPT from attention and a few small parts, let it write, and
+predict its size and its first loss before you measure them.
 
 Exported from gpt_model.ipynb, which explains every line: change it there, then run
 `python -m tools.export`.
@@ -20,56 +20,31 @@ from ch04_gpt_model.guards import (
     check_length,
     check_prompt,
     check_window,
-    embed_known,
 )
 from shared.ch03 import KVCache, MultiHeadAttention
 
 __all__ = [
-    "GPTConfig",
     "GPT_CONFIG_124M",
-    "GPT2_CONFIGS",
     "LayerNorm",
     "GELU",
     "FeedForward",
     "TransformerBlock",
+    "GPT2_CONFIGS",
+    "GPTConfig",
     "GPTModel",
     "next_token_logits",
     "generate_text_simple",
 ]
 
 
-class GPTConfig(TypedDict):
-    """The settings of a `GPTModel`: the book's seven keys, and one of ours."""
-
-    vocab_size: int  # V: how many tokens the tokenizer knows
-    context_length: int  # the longest text that the model can read at once
-    emb_dim: int  # C: width of a token's vector
-    n_heads: int  # H: attention heads in a block
-    n_layers: int  # how many transformer blocks
-    drop_rate: float  # share of values that training drops
-    qkv_bias: bool  # whether queries, keys and values have a bias
-    tie_weights: NotRequired[bool]  # output head = token embedding (default: False)
-
-
-GPT_CONFIG_124M: GPTConfig = {
-    "vocab_size": 50257,
-    "context_length": 1024,
-    "emb_dim": 768,
-    "n_heads": 12,
-    "n_layers": 12,
-    "drop_rate": 0.1,
-    "qkv_bias": False,
-}
-
-
-_PUBLISHED: GPTConfig = {**GPT_CONFIG_124M, "qkv_bias": True, "tie_weights": True}
-
-
-GPT2_CONFIGS: dict[str, GPTConfig] = {
-    "124M": {**_PUBLISHED, "emb_dim": 768, "n_heads": 12, "n_layers": 12},
-    "355M": {**_PUBLISHED, "emb_dim": 1024, "n_heads": 16, "n_layers": 24},
-    "774M": {**_PUBLISHED, "emb_dim": 1280, "n_heads": 20, "n_layers": 36},
-    "1558M": {**_PUBLISHED, "emb_dim": 1600, "n_heads": 25, "n_layers": 48},
+GPT_CONFIG_124M = {
+    "vocab_size": 50257,  # V: how many tokens the tokenizer knows
+    "context_length": 1024,  # the longest text that the model can read
+    "emb_dim": 768,  # C: the width of a token's vector
+    "n_heads": 12,  # H: attention heads in a block
+    "n_layers": 12,  # how many blocks
+    "drop_rate": 0.1,  # the share of values that dropout removes in training
+    "qkv_bias": False,  # whether queries, keys and values have a bias
 }
 
 
@@ -81,7 +56,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, emb_dim: int):
         super().__init__()
-        self.eps = 1e-5  # keeps a constant vector from dividing by zero
+        self.eps = 1e-5
         self.scale = nn.Parameter(torch.ones(emb_dim))
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
@@ -90,22 +65,22 @@ class LayerNorm(nn.Module):
 
 
 class GELU(nn.Module):
-    """The smooth gate z * Phi(z), in the tanh form that GPT-2 was trained with.
+    """The smooth nonlinearity z * Phi(z), in the tanh form that GPT-2 was trained with.
 
     Source: Hendrycks and Gimpel (2016), Gaussian Error Linear Units, section 2.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.gelu(x, approximate="tanh")  # eq. 4.3
+        return F.gelu(x, approximate="tanh")  # eq. 4.3, nearly
 
 
 class FeedForward(nn.Module):
-    """Widen each token's vector to 4C, bend it, narrow it: (B, T, C) -> (B, T, C).
+    """Widen each token's vector to 4C, apply GELU, narrow it: (B, T, C) -> (B, T, C).
 
     Source: Vaswani et al. (2017), Attention Is All You Need, section 3.3.
     """
 
-    def __init__(self, cfg: GPTConfig):
+    def __init__(self, cfg: dict):
         super().__init__()
         C = cfg["emb_dim"]
         self.layers = nn.Sequential(nn.Linear(C, 4 * C), GELU(), nn.Linear(4 * C, C))
@@ -115,14 +90,14 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then a feed-forward network, each after a norm and in a shortcut.
+    """Attention, then a feed-forward network: each after a norm, inside a shortcut.
 
-    (B, T, C) -> (B, T, C). With a `KVCache`, the input is the T newest tokens only.
+    (B, T, C) -> (B, T, C). With a `KVCache`, x holds only the T newest tokens.
 
     Source: Radford et al. (2019), section 2.3.
     """
 
-    def __init__(self, cfg: GPTConfig):
+    def __init__(self, cfg: dict):
         super().__init__()
         self.att = MultiHeadAttention(
             d_in=cfg["emb_dim"],
@@ -142,11 +117,35 @@ class TransformerBlock(nn.Module):
         return x + self.drop_shortcut(self.ff(self.norm2(x)))  # eq. 4.5, right
 
 
+_PUBLISHED = {**GPT_CONFIG_124M, "qkv_bias": True, "tie_weights": True}
+
+
+GPT2_CONFIGS = {
+    "124M": {**_PUBLISHED, "emb_dim": 768, "n_heads": 12, "n_layers": 12},
+    "355M": {**_PUBLISHED, "emb_dim": 1024, "n_heads": 16, "n_layers": 24},
+    "774M": {**_PUBLISHED, "emb_dim": 1280, "n_heads": 20, "n_layers": 36},
+    "1558M": {**_PUBLISHED, "emb_dim": 1600, "n_heads": 25, "n_layers": 48},
+}
+
+
+class GPTConfig(TypedDict):
+    """The settings of a `GPTModel`: those of `GPT_CONFIG_124M`, and one of ours."""
+
+    vocab_size: int
+    context_length: int
+    emb_dim: int
+    n_heads: int
+    n_layers: int
+    drop_rate: float
+    qkv_bias: bool
+    tie_weights: NotRequired[bool]  # output head = token embedding (default: False)
+
+
 class GPTModel(nn.Module):
-    """GPT-2: ids of tokens (B, T) -> scores of the tokens that may follow (B, T, V).
+    """GPT-2: ids of tokens (B, T) -> logits of the tokens that may follow (B, T, V).
 
     Row t scores the token after token t, and depends on tokens 0 to t only. The
-    parameters bear the book's names, so checkpoints of its code load.
+    parameters have the book's names, so checkpoints of its code load.
 
     Source: Radford et al. (2019), section 2.3.
     """
@@ -155,30 +154,31 @@ class GPTModel(nn.Module):
         super().__init__()
         check_config(cfg)
         self.cfg = dict(cfg)
-        V, C = cfg["vocab_size"], cfg["emb_dim"]
+        V, C, tied = cfg["vocab_size"], cfg["emb_dim"], cfg.get("tie_weights", False)
         self.tok_emb = nn.Embedding(V, C)
         self.pos_emb = nn.Embedding(cfg["context_length"], C)
         self.drop_emb = nn.Dropout(cfg["drop_rate"])
-        blocks = [TransformerBlock(cfg) for _ in range(cfg["n_layers"])]
-        self.trf_blocks = nn.Sequential(*blocks)
+        self.trf_blocks = nn.Sequential(
+            *[TransformerBlock(cfg) for _ in range(cfg["n_layers"])]
+        )
         self.final_norm = LayerNorm(C)
-        # A tied head gets its matrix in init_weights; until then it needs no memory.
-        device = "meta" if cfg.get("tie_weights", False) else None
-        self.out_head = nn.Linear(C, V, bias=False, device=device)
+        # A tied head gets the embedding's matrix, so it is built without one.
+        self.out_head = nn.Linear(C, V, bias=False, device="meta" if tied else None)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Set all parameters as GPT-2 does at the start of training, in place."""
+        """Give every parameter the value that GPT-2 starts training with, in place."""
         if self.cfg.get("tie_weights", False):
             self.out_head.weight = self.tok_emb.weight
-        residual_std = 0.02 / math.sqrt(2 * self.cfg["n_layers"])
         for name, parameter in self.named_parameters():
-            if name.endswith(("att.out_proj.weight", "ff.layers.2.weight")):
-                nn.init.normal_(parameter, std=residual_std)
-            elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
+            if name.endswith("scale"):
+                nn.init.ones_(parameter)
+            elif parameter.dim() == 1:  # shifts and biases
+                nn.init.zeros_(parameter)
             else:
-                nn.init.constant_(parameter, 1.0 if name.endswith("scale") else 0.0)
+                writes = name.endswith(("att.out_proj.weight", "ff.layers.2.weight"))
+                smaller = math.sqrt(2 * self.cfg["n_layers"]) if writes else 1
+                nn.init.normal_(parameter, std=0.02 / smaller)
 
     def features(
         self, in_idx: torch.Tensor, cache: list[KVCache] | None = None
@@ -191,8 +191,7 @@ class GPTModel(nn.Module):
         check_input(self, in_idx, cache)
         past = 0 if cache is None else cache[0].length
         positions = torch.arange(past, past + in_idx.shape[1], device=in_idx.device)
-        x = embed_known(self.tok_emb, in_idx) + self.pos_emb(positions)  # (B, T, C)
-        x = self.drop_emb(x)
+        x = self.drop_emb(self.tok_emb(in_idx) + self.pos_emb(positions))  # (B, T, C)
         for i, block in enumerate(self.trf_blocks):
             x = block(x, None if cache is None else cache[i])
         return self.final_norm(x)
@@ -219,12 +218,11 @@ def next_token_logits(
     context_size: int,
     cache: list[KVCache] | None = None,
 ) -> torch.Tensor:
-    """The scores of the token that follows each text: ids (B, T) -> logits (B, V).
+    """The logits of the token that follows each text: ids (B, T) -> (B, V).
 
     At most the last `context_size` tokens are read; with a cache, made by
     `model.new_cache(context_size)`, only those that it has not seen. Once the text is
-    longer, all cached keys are out of date, and the whole window is read each time:
-    the scores are always those that the model gives without a cache.
+    longer, the cache is out of date, and the whole window is read each time.
     """
     check_window(model, idx, context_size, cache)
     if cache is None or idx.shape[1] > context_size:
@@ -242,9 +240,9 @@ def generate_text_simple(
     context_size: int,
     use_cache: bool = False,
 ) -> torch.Tensor:
-    """Continue texts by the best-scored token: (B, T) -> (B, T + max_new_tokens).
+    """Continue texts by the token with the highest logit: (B, T) -> (B, T + new).
 
-    Call `model.eval()` first, or dropout disturbs the scores. A cache gives the same
+    Call `model.eval()` first, or dropout disturbs the logits. A cache gives the same
     ids, sooner, up to `context_size`.
 
     Source: Build a Large Language Model (From Scratch), section 4.7.

@@ -1,4 +1,4 @@
-"""What chapter 4 refuses, and in which words: settings, ids and requests."""
+"""The checks of chapter 4: settings, token ids, and requests for text."""
 
 import difflib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from ch03_attention.guards import check_divisible
 
 __all__ = ["check_config", "check_prompt"]
 
-# What GPT-2's smallest size has for each key that a model cannot do without.
+# The keys that every model needs, with the values of GPT-2's smallest size.
 _CONFIG_EXAMPLES = {
     "vocab_size": 50257,
     "context_length": 1024,
@@ -23,7 +23,7 @@ _CONFIG_KEYS = [*_CONFIG_EXAMPLES, "tie_weights"]
 
 
 def check_config(cfg: Mapping) -> None:
-    """Raise an error that names the fault and its remedy if `cfg` describes no model.
+    """Raise an error that names the fault and its remedy if `cfg` is not a model's.
 
     KeyError for an unknown or a missing key; TypeError if `cfg` is no dictionary or a
     value has the wrong type; ValueError for a size below 1, a `drop_rate` outside
@@ -88,7 +88,11 @@ def check_ids(ids: torch.Tensor) -> None:
 
 
 def check_input(model, ids: torch.Tensor, cache: list | None) -> None:
-    """Raise TypeError or ValueError unless the model can read `ids` after the cache."""
+    """Raise an error unless the model can read `ids` after what is in the cache.
+
+    TypeError or ValueError for ids of the wrong kind, shape or number; IndexError for
+    an id that the model does not know.
+    """
     check_ids(ids)
     if cache is not None and len(cache) != len(model.trf_blocks):
         raise ValueError(
@@ -102,29 +106,34 @@ def check_input(model, ids: torch.Tensor, cache: list | None) -> None:
             f"{total} tokens do not fit into context_length {longest}; crop the text "
             f"with ids[:, -{longest}:] and start with an empty cache"
         )
+    check_known(ids, model.tok_emb.num_embeddings)
+
+
+def check_known(ids: torch.Tensor, V: int) -> None:
+    """Raise IndexError if an id is not one of the V that the model knows.
+
+    Only ids in the CPU's memory are looked at. For those on a GPU, Python would have to
+    wait at every call, and the GPU reports an unknown id by itself.
+    """
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
+        return
+    lowest, highest = ids.aminmax()
+    if lowest < 0 or highest >= V:
+        first = ids[(ids < 0) | (ids >= V)][0].item()
+        raise IndexError(
+            f"token id {first} is out of range: vocab_size is {V}, so ids go from 0 to "
+            f"{V - 1}; was the text encoded by another tokenizer?"
+        )
 
 
 def embed_known(embedding: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-    """`embedding(ids)`; where that fails, an IndexError that names the unknown id.
-
-    To look at each id first would make Python wait for a GPU, so it is done only after
-    the embedding has failed. (A GPU reports an unknown id in words of its own.)
-    """
-    try:
-        return embedding(ids)
-    except IndexError:
-        V = embedding.num_embeddings
-        unknown = ids[(ids < 0) | (ids >= V)]
-        if len(unknown) == 0:
-            raise
-        raise IndexError(
-            f"token id {unknown[0].item()} is out of range: vocab_size is {V}, so ids "
-            f"go from 0 to {V - 1}; was the text encoded by another tokenizer?"
-        ) from None
+    """`embedding(ids)`, with an error that names an id which is not known."""
+    check_known(ids, embedding.num_embeddings)
+    return embedding(ids)
 
 
 def check_length(name: str, length: int, longest: int) -> None:
-    """Raise ValueError unless `length` tokens are some, and fit into the context."""
+    """Raise ValueError unless `length` is at least 1 and fits into the context."""
     if not 1 <= length <= longest:
         raise ValueError(
             f"{name} must be between 1 and the model's context_length {longest}, not "
@@ -135,7 +144,7 @@ def check_length(name: str, length: int, longest: int) -> None:
 def check_window(
     model, idx: torch.Tensor, context_size: int, cache: list | None
 ) -> None:
-    """Raise TypeError or ValueError unless a next token can be asked for."""
+    """Raise TypeError or ValueError unless the model can score a next token."""
     check_ids(idx)
     check_length("context_size", context_size, model.cfg["context_length"])
     T = idx.shape[1]
@@ -149,7 +158,7 @@ def check_window(
 def check_prompt(
     model, idx: torch.Tensor, max_new_tokens: int, context_size: int
 ) -> None:
-    """Raise TypeError or ValueError if no text can be generated from this request."""
+    """Raise TypeError or ValueError unless text can be generated as requested."""
     check_ids(idx)
     check_length("context_size", context_size, model.cfg["context_length"])
     if max_new_tokens < 0:
