@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ch03_attention import guards
+from ch03_attention import guards, riddle
 from shared.ch03 import (
     CausalAttention,
     KVCache,
@@ -222,6 +222,16 @@ def test_a_cache_returns_views_of_all_it_was_given():
     assert all_values.data_ptr() == first_values.data_ptr(), "the values were copied"
 
 
+def test_a_cache_says_what_new_tokens_may_attend_to():
+    cache, rows = KVCache(7), torch.randn(1, H, 3, 4)
+    cache.append(rows, rows)
+    assert cache.mask(3) is None, "a text that begins needs no mask of its own"
+    cache.append(rows[:, :, :2], rows[:, :, :2])
+    assert cache.mask(2).tolist() == [[True] * 4 + [False], [True] * 5]
+    cache.append(rows[:, :, :1], rows[:, :, :1])
+    assert cache.mask(1) is None, "a single token attends to all"
+
+
 def test_a_full_cache_says_so_and_stays_as_it_was():
     cache, (keys, values) = KVCache(2), torch.randn(2, B, H, 3, 4)
     kept, _ = cache.append(keys[:, :, :2], values[:, :, :2])
@@ -266,6 +276,37 @@ def test_attention_weights_are_those_the_layer_uses():
     torch.testing.assert_close(output, layer(x))
     with pytest.raises(ValueError, match="do not fit"):
         attention_weights(layer, torch.randn(B, T + 1, C))
+
+
+# The riddle of section 3.13
+
+
+def test_the_riddles_strings_repeat_and_the_rest_follows():
+    ids, period = riddle.test_strings(seed=5)
+    known = riddle.predictable(period)  # (n, T - 1)
+    assert ids.shape == (500, riddle.CONTEXT) and known.shape == (500, 23)
+    assert set(period.flatten().tolist()) == set(range(6, 13))
+    for row, p, may in zip(ids.tolist(), period.flatten().tolist(), known, strict=True):
+        assert len(set(row)) == len(set(row[:p])) == p
+        assert row[p:] == row[:-p]
+        first = may.nonzero().min().item() + 1
+        assert row[first - 1] in row[: first - 1], "nowhere to read on from"
+        assert row[first - 2] not in row[: first - 2]
+
+
+def test_the_riddles_baselines():
+    ids, period = riddle.test_strings(seed=5)
+    assert 1 / 12 < riddle.by_chance(ids, period) < 1 / 6
+    # Of 98 letters that can be known, 28 have the distance that is best for their
+    # position: at 7 to 12 one of 1, 2, ..., 6 periods, at 13 to 23 two of seven.
+    assert riddle.by_counting(ids, period) == pytest.approx(28 / 98, abs=0.03)
+
+    class Knows(nn.Module):  # reads the letter one period back
+        def forward(self, seen):
+            places = torch.arange(1, riddle.CONTEXT) - period
+            return F.one_hot(ids.gather(1, places.clamp(min=0)), 26).float()
+
+    assert riddle.accuracy(Knows(), ids, period) == 1
 
 
 # Checkpoints
