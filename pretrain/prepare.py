@@ -9,6 +9,9 @@ Each file is one source: `corpus/news.txt.xz` becomes the folder `shards/news/` 
     index.json               what the folder holds; written last, so that a folder
                              without it is unfinished, and is made again
 
+The tokens are GPT-2's. With `--tokenizer` (see `pretrain.tokenizer`) they are those of
+another tokenizer, and the folder keeps a copy of its file.
+
 Documents are separated in the text by a line `<|endoftext|>`, and in the shards each
 ends with that token. Files are worked on side by side. What is complete is not made
 again, so an interrupted command goes on where it stopped.
@@ -32,11 +35,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from shared.ch02 import END_OF_TEXT, END_OF_TEXT_ID, get_tokenizer
-from shared.files import write_atomically
+from shared.ch02 import END_OF_TEXT, BPETokenizer, get_tokenizer
+from shared.files import copy_file, write_atomically
 
-VOCAB_SIZE = END_OF_TEXT_ID + 1
 TOKEN = np.dtype("<u2")  # 65,536 values hold GPT-2's 50,257 ids
+TOKENIZER = "tokenizer.json"  # in the folder of the shards, if it is not GPT-2's
 SUFFIXES = (".txt", ".txt.xz")
 OWN_SHARD = re.compile(r"(train|held_out)-\d{5,}\.bin")
 
@@ -142,6 +145,53 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def open_tokenizer(folder: Path):
+    """The tokenizer of a folder of shards, or of a model: its own, or else GPT-2's."""
+    path = folder / TOKENIZER
+    return BPETokenizer.load(path) if path.is_file() else get_tokenizer()
+
+
+def tokenizer_name(folder: Path) -> str:
+    """What tells tokenizers apart: "gpt2", or the checksum of the folder's own."""
+    path = folder / TOKENIZER
+    return file_sha256(path) if path.is_file() else "gpt2"
+
+
+def keep_tokenizer(path: Path | None, out: Path) -> None:
+    """Copy the tokenizer's file into the folder of shards.
+
+    All sources in a folder must have the same tokenizer, because one model reads them.
+
+    Raises:
+        ValueError: if the file is no tokenizer with `<|endoftext|>`, if its ids do not
+            fit into two bytes, or if a source in the folder has another tokenizer.
+    """
+    if path is None and (out / TOKENIZER).is_file():
+        raise ValueError(
+            f"{out} has a tokenizer of its own; add --tokenizer {out / TOKENIZER}, or "
+            "choose another --out for GPT-2's tokens"
+        )
+    if path is not None:
+        tokenizer = BPETokenizer.load(path)
+        if END_OF_TEXT not in tokenizer.special_tokens or tokenizer.n_vocab > 2**16:
+            raise ValueError(
+                f"{path} has {tokenizer.n_vocab:,} tokens; it must have the special "
+                f"token {END_OF_TEXT}, and at most {2**16:,} tokens"
+            )
+    name = "gpt2" if path is None else file_sha256(path)
+    for index_path in sorted(out.glob("*/index.json")):
+        index = None
+        with contextlib.suppress(ValueError):  # damaged: it is made again
+            index = json.loads(index_path.read_text(encoding="utf-8"))
+        if isinstance(index, dict) and index.get("tokenizer", name) != name:
+            raise ValueError(
+                f"{index_path.parent} was made with another tokenizer; name that one "
+                "with --tokenizer, or choose another --out"
+            )
+    if path is not None:
+        copy_file(path, out / TOKENIZER)
+
+
 def prepare_source(
     path: Path,
     out: Path,
@@ -165,11 +215,11 @@ def prepare_source(
     Raises:
         ValueError: if the file cannot be read or holds no text.
     """
-    folder = out / source_name(path)
+    folder, tokenizer = out / source_name(path), open_tokenizer(out)
     recipe = {
         "text": {"file": path.name, "sha256": file_sha256(path)},
-        "tokenizer": "gpt2",
-        "vocab_size": VOCAB_SIZE,
+        "tokenizer": tokenizer_name(out),
+        "vocab_size": tokenizer.n_vocab,
         "held_out_share": held_out,
         "shard_tokens": shard_tokens,
     }
@@ -191,14 +241,14 @@ def prepare_source(
         if OWN_SHARD.fullmatch(old.name):
             old.unlink()
 
-    tokenizer, lengths, keys, empty = get_tokenizer(), [], [], 0
+    lengths, keys, empty = [], [], 0
     scratch = folder / "tokens.partial"
     with scratch.open("wb") as file:
         for document in read_documents(path, done):
             if not document.strip():
                 empty += 1
                 continue
-            ids = [*tokenizer.encode_ordinary(document), END_OF_TEXT_ID]
+            ids = [*tokenizer.encode_ordinary(document), tokenizer.eot_token]
             file.write(np.array(ids, TOKEN).tobytes())
             lengths.append(len(ids))
             keys.append(hashlib.sha256(document.encode()).hexdigest())
@@ -248,23 +298,26 @@ def prepare(
     held_out: float = 0.005,
     shard_tokens: int = 2**26,
     workers: int | None = None,
+    tokenizer: Path | None = None,
 ) -> dict[str, dict]:
     """Tokenise text files side by side, with a progress bar over their bytes.
 
     Args:
         paths, out, held_out, shard_tokens: see `prepare_source`.
         workers: how many processes; by default one for each core.
+        tokenizer: file of a tokenizer; by default GPT-2's is used.
 
     Returns:
         For each source its `index.json`.
 
     Raises:
         FileNotFoundError: naming a file that does not exist.
-        ValueError: for two files that would share a name, a share outside [0, 1),
-            shards below 2 tokens, or a file that `prepare_source` refuses.
+        ValueError: for two files that would share a name, a share outside [0, 1],
+            shards below 2 tokens, or a file that `prepare_source` or `keep_tokenizer`
+            refuses.
     """
-    if not 0 <= held_out < 1:
-        raise ValueError(f"held_out must lie in [0, 1), not {held_out}; try 0.005")
+    if not 0 <= held_out <= 1:
+        raise ValueError(f"held_out must lie in [0, 1], not {held_out}; try 0.005")
     if shard_tokens < 2:
         raise ValueError(f"shard_tokens must be 2 or more, not {shard_tokens}")
     names = [source_name(path) for path in paths]
@@ -273,6 +326,7 @@ def prepare(
             raise FileNotFoundError(f"there is no file {path}")
         if names.count(name) > 1:
             raise ValueError(f"two files are called {name}; rename one of them")
+    keep_tokenizer(tokenizer, out)
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     workers = min(len(paths), workers or os.cpu_count() or 1)
@@ -395,7 +449,7 @@ def main(arguments: list[str] | None = None) -> None:
         default=0.005,
         metavar="SHARE",
         help="of the tokens, to look how training goes (default: %(default)s); of a "
-        "short text take more, such as 0.1",
+        "short text take more, such as 0.1; 1 holds out everything",
     )
     parser.add_argument(
         "--shard-tokens",
@@ -407,10 +461,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one a processor)"
     )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="made by pretrain.tokenizer (default: GPT-2's)"
+    )
     given = parser.parse_args(arguments)
     try:
         indexes = prepare(
-            given.texts, given.out, given.held_out, given.shard_tokens, given.workers
+            given.texts,
+            given.out,
+            given.held_out,
+            given.shard_tokens,
+            given.workers,
+            given.tokenizer,
         )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

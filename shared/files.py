@@ -1,6 +1,7 @@
 """Writing files so that none is ever half there."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,3 +41,9 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace the file in one step, so that no reader ever sees half of it."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file to `path` in one step."""
+    with replacing(path) as draft:
+        shutil.copyfile(source, draft)

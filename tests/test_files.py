@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from shared.files import replacing, write_atomically
+from shared.files import copy_file, replacing, write_atomically
 
 
 def test_a_new_file_and_its_folder_are_made(tmp_path):
@@ -22,6 +22,17 @@ def test_nothing_but_the_file_is_left(tmp_path):
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_copy_is_whole_and_a_failed_one_leaves_the_old_file(tmp_path):
+    write_atomically(tmp_path / "diary.txt", "text")
+    copy_file(tmp_path / "diary.txt", tmp_path / "new/copy.txt")
+    assert (tmp_path / "new/copy.txt").read_text() == "text"
+    with pytest.raises(OSError):
+        copy_file(tmp_path / "none.txt", tmp_path / "new/copy.txt")
+    assert (tmp_path / "new/copy.txt").read_text() == "text"
+    copy_file(tmp_path / "diary.txt", tmp_path / "diary.txt")  # onto itself
+    assert (tmp_path / "diary.txt").read_text() == "text"
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])

@@ -250,7 +250,7 @@ def test_a_folder_of_something_else_keeps_its_files(tmp_path, text):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"held_out": 1.0}, "held_out must lie in .0, 1., not 1.0"),
+        ({"held_out": 1.01}, "held_out must lie in .0, 1., not 1.01"),
         ({"held_out": -0.1}, "held_out must lie in .0, 1., not -0.1"),
         ({"shard_tokens": 1}, "shard_tokens must be 2 or more, not 1"),
     ],
