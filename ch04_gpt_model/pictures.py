@@ -61,7 +61,7 @@ def generation_loop() -> Drawing:
         "last row of logits\n(B, V)",
         "token with the\nhighest score",
     ]
-    text, _, _, pick = d.chain(40, 20, texts, gap=75, color="blue")
+    text, _, _, pick = d.chain(50, 20, texts, gap=88, color="blue")
     low = 100
     corners = [(pick.bottom[0], low), (text.bottom[0], low)]
     d.arrow(pick.bottom, text.bottom, via=corners)
