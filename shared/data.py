@@ -130,6 +130,13 @@ FILES = {
             repository="instructions.json",
         ),
         DataFile(
+            name="tales",
+            sha256="440b466f36d935a77a96393b545c0c565940749688dd10d034994c1c43740f66",
+            size=163579,
+            licence="CC0-1.0, written for this course",
+            repository="tales.json",
+        ),
+        DataFile(
             name="instructions-book",
             sha256="7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944",
             size=203524,
