@@ -1,4 +1,4 @@
-"""Checks for the exercises of appendix A: each says what is wrong, and hints at why."""
+"""Checks for the exercises of appendix A: each says what is wrong, and perhaps why."""
 
 import math
 import random
@@ -19,14 +19,14 @@ def one_hot(answer: Callable) -> None:
     generator = torch.Generator().manual_seed(1)
     for shape, V in (((4,), 6), ((2, 3), 5), ((3, 3), 3), ((2, 1, 2), 4)):
         ids = torch.randint(V, shape, generator=generator)
-        answer.hint = "give ids a new last axis, of length 1, to meet every number"
+        answer.hint = "give ids a new last axis of length 1, which meets every number"
         found = tensor(answer(ids, V), *shape, V)
         assert found.is_floating_point(), (
             f"{found.dtype} cannot be multiplied with weights; finish with .float()"
         )
         assert torch.equal(found.float(), F.one_hot(ids, V).float()), (
-            f"for ids {ids.tolist()} some row has its 1 in another place than its id; "
-            "the last axis must be compared with 0, 1, ..., V - 1"
+            f"for ids {ids.tolist()} some row has its 1 in another column than its id; "
+            "compare the last axis with 0, 1, ..., V - 1"
         )
     print("Right: one row per id, with a single 1, for ids of any shape.")
 
@@ -40,7 +40,7 @@ def strides(answer: Callable) -> None:
     for shape in shapes:
         found = tuple(map(number, answer(shape)))
         wanted = torch.empty(shape).stride()
-        hint = "one step along an axis passes over all entries of the axes behind it"
+        hint = "one step along an axis passes over all entries of the axes after it"
         if len(found) == len(wanted) and found == wanted[::-1]:
             hint = "that is the right list, backward"
         assert found == wanted, f"{shape} has strides {wanted}, not {found}; {hint}"
@@ -49,7 +49,7 @@ def strides(answer: Callable) -> None:
 
 @checked("A.3", wants="a Value", keeps=True)
 def sigmoid(answer: Callable) -> None:
-    """Number and slope equal to PyTorch's, also where it is used twice."""
+    """Number and slope are PyTorch's, even if the result is used twice."""
     for x in (-3.0, -0.5, 0.0, 1.0, 4.0, 30.0):
         ours, theirs = (
             Value(x),
@@ -67,7 +67,7 @@ def sigmoid(answer: Callable) -> None:
         (p * p + theirs).backward()
         hint = "its slope is s * (1 - s), where s is its own value"
         if not any(value is ours for value in found.ancestors()):
-            hint = "the result has forgotten x: name it among the parents"
+            hint = "the result has forgotten x: make x one of its parents"
         assert math.isclose(ours.grad, theirs.grad.item(), abs_tol=1e-9), (
             f"at x = {x} the slope of s * s + x should be {theirs.grad.item():.6f}, "
             f"but x.grad is {ours.grad:.6f}; {hint}"
@@ -92,12 +92,12 @@ def train_epoch(answer: Callable) -> None:
     _same_weights(model, reference, "the first epoch")
     each = _losses(loader, reference)
     assert not math.isclose(found, sum(wanted) / len(wanted), abs_tol=1e-5), (
-        "that is the mean over batches, but the last batch is smaller; weigh each loss "
-        "with len(x), and divide by the number of examples"
+        "that is the mean over batches, but the last batch is smaller; multiply each "
+        "loss by len(x), and divide by the number of examples"
     )
     mean = (4 * wanted[0] + 4 * wanted[1] + 2 * wanted[2]) / 10
     assert not math.isclose(found, each, abs_tol=1e-5), (
-        "that is the loss after the epoch; the losses met on the way are wanted"
+        "that is the loss after the epoch; use the losses from before each step"
     )
     assert math.isclose(found, mean, abs_tol=1e-5), (
         f"the mean loss of the ten examples is {mean:.4f}, not {found:.4f}: each "
@@ -131,7 +131,7 @@ def _losses(loader: DataLoader, model: nn.Module) -> float:
 def _same_weights(model: nn.Module, reference: nn.Module, when: str) -> None:
     same = all(map(close, _detached(model), _detached(reference)))
     assert same, (
-        f"after {when} the weights are not those of one step per batch; each step is: "
+        f"after {when} the weights are not those of one step per batch; a step is: "
         "answer, loss, zero_grad, backward, step"
     )
 
@@ -142,15 +142,15 @@ def _detached(model: nn.Module) -> list[torch.Tensor]:
 
 @checked("A.5", wants="two accuracies: shuffled, and in order")
 def order_matters(predicted: Callable, experiment: Callable) -> None:
-    """Three seeds: shuffled must be well ahead of in order."""
+    """With three seeds: shuffled must be well ahead of in order."""
     guess = one_of(predicted(), ["shuffled", "in order", "no difference"])
     for seed in (1, 2, 3):
         shuffled, in_order = map(number, experiment(seed))
         for share in (shuffled, in_order):
-            assert 0 <= share <= 1, f"an accuracy lies between 0 and 1, not at {share}"
+            assert 0 <= share <= 1, f"an accuracy is between 0 and 1, not {share}"
         assert shuffled > 0.85, (
-            f"shuffled, seed {seed}: an accuracy of {shuffled:.2f} is less than ten "
-            "epochs reach; is shuffle=True there, and a tanh between the layers?"
+            f"shuffled, seed {seed}: ten epochs should reach more than an accuracy of "
+            f"{shuffled:.2f}; is shuffle=True there, and a tanh between the layers?"
         )
         assert in_order < 0.85, (
             f"in order, seed {seed}: {in_order:.2f} is too good for points in order; "

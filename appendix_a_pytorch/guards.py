@@ -1,4 +1,4 @@
-"""What appendix A refuses, and in which words."""
+"""What appendix A refuses, and with which messages."""
 
 import math
 import numbers
@@ -6,7 +6,7 @@ from collections.abc import Sized
 
 
 def check_number(data: object) -> None:
-    """Refuse what is no plain number."""
+    """Refuse anything but a plain number."""
     if not isinstance(data, numbers.Real):
         raise TypeError(
             f"a Value holds one number, not {data!r} of type {type(data).__name__}; "
@@ -15,7 +15,7 @@ def check_number(data: object) -> None:
 
 
 def check_power(base: float, exponent: object) -> None:
-    """Refuse an exponent that is no plain number, and powers that have no slope."""
+    """Refuse an exponent that is not a plain number, and powers without a slope."""
     if not isinstance(exponent, numbers.Real):
         raise TypeError(
             f"the exponent must be a plain number, not a {type(exponent).__name__}; "
@@ -23,13 +23,13 @@ def check_power(base: float, exponent: object) -> None:
         )
     if base < 0 and exponent != int(exponent):
         raise ValueError(
-            f"{base} ** {exponent} is no real number; a base below 0 needs a whole "
+            f"{base} ** {exponent} is not a real number; a base below 0 needs a whole "
             "exponent"
         )
     if base == 0 and exponent < 1 and exponent != 0:
         raise ValueError(
-            f"0 ** {exponent} has no slope, as it is infinite; keep the base away "
-            "from 0"
+            f"0 ** {exponent} has no slope, because it would be infinite; keep the "
+            "base away from 0"
         )
 
 
@@ -43,7 +43,7 @@ def check_logarithm(data: float) -> None:
 
 
 def check_points(n: object) -> None:
-    """Refuse a number of points that leaves a class empty."""
+    """Refuse a number of points that would leave a class empty."""
     if not isinstance(n, int) or n < 2:
         raise ValueError(
             f"n = {n!r} points are not enough for two classes; use 2 or more"
@@ -51,7 +51,7 @@ def check_points(n: object) -> None:
 
 
 def check_batches(loader: Sized) -> None:
-    """Refuse a loader that hands out nothing, with which training would do nothing."""
+    """Refuse a loader without batches, with which training would do nothing."""
     if len(loader) == 0:
         raise ValueError(
             "the loader has no batch; its data set is empty, or smaller than "

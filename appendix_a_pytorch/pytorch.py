@@ -1,7 +1,8 @@
 """Appendix A: PyTorch.
 
-Read and write the PyTorch that this course uses: tensors, gradients, layers, a training
-loop, and two processes that share its work.
+Read and write the PyTorch that this course uses, from a first tensor to a training loop
+of your own, and on to two processes that share its work. You need Python, and from
+school what a function and its slope are.
 
 Exported from pytorch.ipynb, which explains every line: change it there, then run
 `python -m tools.export`.
@@ -33,7 +34,7 @@ class Value:
     """A number that remembers what it was made of, and finds its slopes backward.
 
     `parents` are pairs (value, slope): what this number was made of, and how fast it
-    grows with each. What was made of nothing, an input or a weight, has none.
+    grows with each. An input or a weight has none.
     """
 
     def __init__(self, data, parents=()):
@@ -60,7 +61,7 @@ class Value:
 
     def ancestors(self) -> list["Value"]:
         """This value and all that it was made of, the deepest first."""
-        found, waiting = {self: None}, [self]  # a dict, for it keeps its order
+        found, waiting = {self: None}, [self]  # a dict, because it keeps its order
         while waiting:
             for value, _ in waiting.pop().parents:
                 if value not in found:
@@ -77,7 +78,7 @@ class Value:
         self.grad += 1.0
         for value in order:
             for parent, slope in value.parents:
-                parent.grad += slope * value.grad  # eq. A.4
+                parent.grad += slope * value.grad  # eq. A.2
 
     def exp(self) -> "Value":
         """e to the power of this value."""

@@ -1,4 +1,4 @@
-"""The questions of step zero: what is right, what went wrong, and where to read."""
+"""The questions of step zero: which answer is right, and where to read if not."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,10 +13,10 @@ from shared.exercises import SHORT, close, number
 
 @dataclass(frozen=True)
 class Question:
-    """What a question is about, who judges an answer, and where its matter is taught.
+    """What a question is about, what judges an answer, and where to read about it.
 
-    `judge` returns a sentence on what is wrong, or None. On what it cannot work with it
-    raises an error, and `wants` says what would do.
+    `judge` returns a sentence on what is wrong, or None. It raises an error if it
+    cannot work with an answer, and `wants` says what kind of answer would do.
     """
 
     topic: str
@@ -26,7 +26,7 @@ class Question:
 
 
 class Readiness:
-    """Judges answers one by one, never with an error, and sums them up."""
+    """Judges answers one by one, without ever raising an error, and sums them up."""
 
     def __init__(self) -> None:
         self.right: dict[int, bool] = {}
@@ -34,7 +34,7 @@ class Readiness:
     def __call__(self, n: int, *answer: object) -> None:
         """Judge the answer to question n, and say so in a sentence.
 
-        Several values are taken for one answer, a tuple.
+        Several values count as one answer, a tuple.
         """
         question = QUESTIONS[n]
         answer = answer[0] if len(answer) == 1 else answer
@@ -68,7 +68,7 @@ class Readiness:
 
 
 def one_number(wanted: float, mistakes: dict[float, str], otherwise: str) -> Callable:
-    """A judge of one number, who knows what lies behind some wrong ones."""
+    """A judge of one number, which knows the reasons for some wrong ones."""
 
     def judge(answer: object) -> str | None:
         found = number(answer)
@@ -110,7 +110,7 @@ def word_counts(answer: Callable) -> str | None:
 
 
 def train_step(answer: Callable) -> str | None:
-    """Judge a step of training by the weights after one, and after two."""
+    """Judge a training step by the weights after one, and after two."""
     x = torch.tensor([[1.0, 2.0], [0.0, -1.0], [3.0, 0.5]])
     y = torch.tensor([[1.0], [0.0], [2.0]])
     torch.manual_seed(0)
@@ -131,8 +131,8 @@ def train_step(answer: Callable) -> str | None:
             return "The weights have not moved: `backward` and then `step` move them."
         if step == 2:
             return (
-                "The first step is right and the second is not: gradients of the first "
-                "are still there, because `backward` adds; clear them."
+                "The first step is right and the second is not: the gradients of the "
+                "first are still there, because `backward` adds; clear them."
             )
         return "The weights moved, but not by one step on F.mse_loss(model(x), y)."
     return None
@@ -152,12 +152,12 @@ QUESTIONS = {
             (2, 4),
             {
                 (3, 3): "are the inner lengths, which disappear",
-                (4, 2): "is the shape of B A with both turned over",
+                (4, 2): "is the shape with rows and columns exchanged",
                 (2, 3, 4): "has three axes, but a matrix has two",
             },
             "A has 2 rows, and B has 4 columns",
         ),
-        f"section A.1 {PRIMER}, or section 2.2 {BOOK}",
+        f"section A.2 {PRIMER}, or section 2.2 {BOOK}",
     ),
     2: Question(
         "linear algebra",
@@ -166,11 +166,11 @@ QUESTIONS = {
             (17, 39),
             {
                 (23, 34): "comes from columns; each *row* of A meets v",
-                (5, 12, 15, 24): "still has to be added up along each row",
+                (5, 12, 15, 24): "still has to be added up for each row",
             },
             "each row of A times v, number by number, added up",
         ),
-        f"section A.1 {PRIMER}, or section 2.2 {BOOK}",
+        f"section A.2 {PRIMER}, or section 2.2 {BOOK}",
     ),
     3: Question(
         "calculus",
@@ -178,13 +178,13 @@ QUESTIONS = {
         one_number(
             -18,
             {
-                -6: "lacks the slope of what stands in the bracket, 3",
-                18: "has the wrong sign: at w = 1 the bracket is below 0",
+                -6: "lacks the slope of what is in the parentheses, 3",
+                18: "has the wrong sign: at w = 1, 3w - 6 is below 0",
                 9: "is f itself, not its slope",
             },
             "the slope is 2 (3w - 6) times 3",
         ),
-        f"section A.4 {PRIMER}, or section 5.1 {BOOK}",
+        f"sections A.4 and A.6 {PRIMER}, or section 5.1 {BOOK}",
     ),
     4: Question(
         "calculus",
@@ -193,12 +193,12 @@ QUESTIONS = {
             4,
             {
                 8: "is f itself, not its slope",
-                3: "comes from the product alone, but a is also added",
+                3: "comes from the product alone, but a is added as well",
                 2: "is the slope for b",
             },
             "hold b still, and see how much f grows when a does",
         ),
-        f"section A.5 {PRIMER}, or section 5.2 {BOOK}",
+        f"section A.6 {PRIMER}, or section 5.2 {BOOK}",
     ),
     5: Question(
         "probability",
@@ -207,8 +207,8 @@ QUESTIONS = {
             0.75,
             {
                 0.15: "is the share of all messages that are spam and contain it",
-                0.2: "is the share of spam before anything is read",
-                0.25: "is the probability of the contrary",
+                0.2: "is the share of spam before you read anything",
+                0.25: "is the probability that it is not spam",
             },
             "look only at the 20 messages with the word, and count the spam in them",
         ),
@@ -227,7 +227,7 @@ QUESTIONS = {
             },
             "a mean of equal numbers is that number, here - ln 1/4 = ln 4",
         ),
-        f"section A.10 {PRIMER}",
+        f"section A.11 {PRIMER}",
     ),
     7: Question(
         "Python",
@@ -253,17 +253,17 @@ QUESTIONS = {
             (4, 3),
             {
                 (4, 1): "is the first shape, but its axis of length 1 is repeated",
-                (3, 4): "is turned over; shapes are lined up from the right",
+                (3, 4): "is the wrong way round; shapes are lined up from the right",
                 (7,): "adds lengths, but tensors are added number by number",
             },
             "lined up from the right, 1 meets 3, and 4 meets nothing",
         ),
-        f"section A.2 {PRIMER}",
+        f"section A.3 {PRIMER}",
     ),
     10: Question(
         "PyTorch",
         "a function that takes model, x, y and optimizer",
         train_step,
-        f"sections A.7 and A.10 {PRIMER}",
+        f"sections A.4 and A.9 {PRIMER}",
     ),
 }

@@ -6,11 +6,11 @@ from torch import nn
 
 
 def train_two_steps(average: bool) -> list[float]:
-    """The bias of each process's model after two steps on its share of the examples."""
+    """The bias of each process's model after two steps on its share of the points."""
     rank, count = dist.get_rank(), dist.get_world_size()
     x = torch.arange(8.0).view(8, 1) / 8
-    mine = x[rank::count]  # of two processes each takes every second example
-    torch.manual_seed(0)  # all begin with the same weights
+    mine = x[rank::count]  # each of two processes takes every second point
+    torch.manual_seed(0)  # all start with the same weights
     model = nn.Linear(1, 1)
     for _ in range(2):
         model.zero_grad()
@@ -27,11 +27,11 @@ def train_two_steps(average: bool) -> list[float]:
 
 
 def main() -> None:
-    """Join the other processes, train with and without averaging, and part."""
+    """Join the other processes, train with and without averaging, and leave."""
     dist.init_process_group("gloo")
     for average in (True, False):
         biases = train_two_steps(average)
-        if dist.get_rank() == 0:  # one of them does the talking
+        if dist.get_rank() == 0:  # one of them prints for all
             name = "averaged" if average else "each alone"
             print(f"gradients {name:10}:", *(f"{bias:.4f}" for bias in biases))
     dist.destroy_process_group()

@@ -112,7 +112,7 @@ def test_a_chain_of_thousands_of_steps_is_no_problem():
         (lambda: Value(torch.ones(1)), TypeError, "of type Tensor"),
         (lambda: Value(1.0) + "2", TypeError, "one number, not '2'"),
         (lambda: Value(2.0) ** Value(3.0), TypeError, "not a Value; write a"),
-        (lambda: Value(-2.0) ** 0.5, ValueError, "-2.0 ** 0.5 is no real number"),
+        (lambda: Value(-2.0) ** 0.5, ValueError, "-2.0 ** 0.5 is not a real number"),
         (lambda: Value(0.0) ** -1, ValueError, "has no slope"),
         (lambda: 1 / Value(0.0), ValueError, "keep the base away from 0"),
         (lambda: Value(0.0) ** 0.5, ValueError, "has no slope"),
@@ -350,7 +350,7 @@ WRONG = [
     (
         checks.one_hot,
         (lambda ids, V: one_hot_by_rows((ids + 1) % V, V),),
-        "another place than its id",
+        "another column than its id",
     ),
     (checks.one_hot, (lambda ids, V: ids.tolist(),), "should return a tensor"),
     (checks.strides, (lambda shape: strides_by_product(shape)[::-1],), "backward"),
@@ -434,7 +434,7 @@ READY = [
 ]
 NOT_READY = [
     (1, (3, 3), "inner lengths"),
-    (1, (4, 2), "turned over"),
+    (1, (4, 2), "exchanged"),
     (1, 8, "a shape such as"),
     (2, [23, 34], "each *row* of A"),
     (2, [[17], [39]], "two numbers such as"),

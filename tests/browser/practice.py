@@ -251,7 +251,7 @@ WIDGETS = {
         ],
     ),
     "appendix_a_pytorch/pytorch.ipynb": (
-        ["#| export", "import inspect"],
+        ["#| export", "import inspect", "X = torch.stack", "def line_loss"],
         [
             press("ArrowLeft", 0),
             press("ArrowRight", 1, times=2),
