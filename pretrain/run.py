@@ -62,17 +62,28 @@ from pretrain.hardware import (
     start_workers,
 )
 from pretrain.objective import Objective, PartOfVocabulary
-from pretrain.prepare import TokenShards, open_sources
+from pretrain.prepare import (
+    TOKENIZER,
+    TokenShards,
+    open_sources,
+    open_tokenizer,
+    tokenizer_name,
+)
 from shared.ch04 import GPTModel, check_config
 from shared.ch05 import (
     evaluating,
+    generate,
     load_weights_into_gpt,
     read_gpt2_folder,
     save_gpt2_folder,
+    text_to_token_ids,
+    token_ids_to_text,
 )
+from shared.files import copy_file
 
 AVERAGE_EVERY = 10  # steps between two looks of the running mean: it is slow anyway
 REPEAT_LENGTH = 64  # random tokens that the model is shown twice, when looked at
+SAMPLE_TOKENS, TEMPERATURE, TOP_P = 120, 0.6, 0.9  # of what the model writes
 
 # --- Settings -------------------------------------------------------------------------
 
@@ -146,6 +157,8 @@ class Settings:
         warmup_steps: steps of linear warm-up
         decay_steps: the last steps, over which the rate falls in a straight line; by
             default it falls from the warm-up on, along a cosine
+        matrix_learning_rate: the highest for the matrices of the blocks, which Muon
+            then moves; by default AdamW moves them, too
         weight_decay: of matrices, in each step times the learning rate
         beta1: memory of the optimizer's mean of gradients
         beta2: memory of its mean of squared gradients
@@ -161,6 +174,8 @@ class Settings:
         precision: of matrix products, auto takes bf16 where that is faster
         parallel: ddp copies the model to every process, fsdp shares it out
         compile: whether torch.compile fuses operations (a CPU needs a C++ compiler)
+        prompts: texts that the model continues, for the log, before the first step,
+            after every step whose number is a power of two, and at the end
         log_every: steps between two lines of the log
         eval_every: steps between two evaluations on the held-out text
         eval_sequences: held-out sequences of each source in them (at the end: all)
@@ -181,6 +196,7 @@ class Settings:
     micro_batch_size: int | None = None
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
+    matrix_learning_rate: float | None = None
     warmup_steps: int = 200
     decay_steps: int | None = None
     weight_decay: float = 0.1
@@ -195,6 +211,7 @@ class Settings:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
+    prompts: list[str] = field(default_factory=list)
     log_every: int = 10
     eval_every: int = 500
     eval_sequences: int = 16
@@ -240,7 +257,7 @@ class Settings:
 # What may change when a run goes on: where and how fast, but not what comes out.
 FREE_SETTINGS = {
     *("shards", "run_folder", "micro_batch_size", "device", "precision", "parallel"),
-    *("compile", "initial", "log_every", "eval_every", "eval_sequences"),
+    *("compile", "initial", "prompts", "log_every", "eval_every", "eval_sequences"),
     *("checkpoint_every", "keep_checkpoints"),
 }
 
@@ -306,9 +323,20 @@ def check_settings(settings: Settings, processes: int) -> None:
             f"warmup_steps must be at least 0 and below max_steps "
             f"{settings.max_steps}, not {settings.warmup_steps}; set either"
         )
-    for name in ("learning_rate", "max_grad_norm"):
-        if not getattr(settings, name) > 0:
-            raise ValueError(f"{name} must be above 0, not {getattr(settings, name)}")
+    for name in ("learning_rate", "max_grad_norm", "matrix_learning_rate"):
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0, not {value}")
+    if settings.matrix_learning_rate and settings.parallel == "fsdp" and processes > 1:
+        raise ValueError(
+            "matrix_learning_rate needs whole matrices, and fsdp shares them out; use "
+            "ddp, or no matrix_learning_rate"
+        )
+    if settings.matrix_learning_rate and not hasattr(torch.optim, "Muon"):
+        raise ValueError(
+            "matrix_learning_rate needs PyTorch 2.9 or newer, not "
+            f"{torch.__version__}; update it, or set no matrix_learning_rate"
+        )
     if settings.final_learning_rate < 0:
         raise ValueError(
             f"final_learning_rate must be 0 or more, not {settings.final_learning_rate}"
@@ -488,6 +516,25 @@ def _flat(facts: dict) -> dict:
 # --- Training -------------------------------------------------------------------------
 
 
+class Optimizers:
+    """Several optimizers, each with parameters of its own, as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+
 class Pretraining:
     """A run: its model, optimizer, data and place.
 
@@ -512,7 +559,14 @@ class Pretraining:
             self.mixtures.append(mixture)
             self.held_out.append(open_sources(settings.shards, "held_out", T))
             parts.append(self._part(stage, sources))
+        self.tokenizer = open_tokenizer(settings.shards) if settings.prompts else None
+        tokenizer = tokenizer_name(settings.shards)
         for name, shards in sources.items():
+            if shards.index.get("tokenizer", tokenizer) != tokenizer:
+                raise ValueError(
+                    f"source {name} was made with another tokenizer than the one in "
+                    f"{settings.shards}; delete {name} and prepare it again"
+                )
             if shards.vocab_size > settings.model.vocab_size:
                 raise ValueError(
                     f"source {name} has token ids up to {shards.vocab_size - 1}, but "
@@ -592,23 +646,42 @@ class Pretraining:
             return DistributedDataParallel(objective)
         return objective
 
-    def _new_optimizer(self) -> torch.optim.AdamW:
-        """AdamW that decays matrices, but neither biases nor norms."""
-        settings, parameters = self.settings, list(self.gpt.parameters())
-        matrices = [p for p in parameters if p.dim() >= 2]
-        others = [p for p in parameters if p.dim() < 2]
+    def _new_optimizer(self) -> Optimizers:
+        """AdamW that decays matrices, but neither biases nor norms; and perhaps Muon.
+
+        Source: Jordan et al. (2024), Muon; Liu et al. (2025), Muon is Scalable for LLM
+        Training, section 2.2, for the length of its steps.
+        """
+        settings, muon = self.settings, {}
+        if settings.matrix_learning_rate is not None:
+            blocks = self.gpt.trf_blocks.named_parameters()
+            muon = {f"trf_blocks.{name}": p for name, p in blocks if p.dim() == 2}
+        rest = [p for name, p in self.gpt.named_parameters() if name not in muon]
+        decay = settings.weight_decay
         groups = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": decay},
+            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, settings.learning_rate, fused=True)
+        adam = torch.optim.AdamW(groups, settings.learning_rate, fused=True)
+        if not muon:
+            return Optimizers(adam)
+        rate = settings.matrix_learning_rate
+        matrices = {
+            "params": list(muon.values()),
+            "times": rate / settings.learning_rate,
+        }
+        return Optimizers(
+            adam,
+            torch.optim.Muon([matrices], rate, decay, adjust_lr_fn="match_rms_adamw"),
+        )
 
     # Saving and going on
 
     def _state(self) -> dict:
         """The tensors that a checkpoint holds, by the names of the plain model."""
-        averages = get_optimizer_state_dict(self.objective, self.optimizer)["state"]
-        state = {"model": get_model_state_dict(self.objective), "averages": averages}
+        optimizer = get_optimizer_state_dict(self.objective, self.optimizer.parts)
+        model = get_model_state_dict(self.objective)
+        state = {"model": model, "averages": optimizer["state"]}
         return state if self.average is None else {**state, "mean": self.average}
 
     def resume(self, checkpoints: Checkpoints) -> None:
@@ -619,13 +692,13 @@ class Pretraining:
         facts = checkpoints.facts(saved[-1])
         require_same_run(facts, self.facts, saved[-1])
         model = get_model_state_dict(self.objective)
-        optimizer = get_optimizer_state_dict(self.objective, self.optimizer)
+        optimizer = get_optimizer_state_dict(self.objective, self.optimizer.parts)
         state = {"model": model, "averages": optimizer["state"]}
         if self.average is not None:
             state["mean"] = self.average
         checkpoints.load(saved[-1], state)
         set_model_state_dict(self.objective, model)
-        set_optimizer_state_dict(self.objective, self.optimizer, optimizer)
+        set_optimizer_state_dict(self.objective, self.optimizer.parts, optimizer)
         self.step, self.seconds = facts["step"], facts["seconds"]
 
     def export(self, folder: Path) -> None:
@@ -636,6 +709,9 @@ class Pretraining:
             gpt = GPTModel(self.gpt.cfg)
             gpt.load_state_dict({k.removeprefix("gpt."): v for k, v in state.items()})
             save_gpt2_folder(gpt, folder, dtype=torch.bfloat16)
+            own = self.settings.shards / TOKENIZER
+            if own.is_file():
+                copy_file(own, folder / TOKENIZER)
         self.workers.wait()
 
     # One step
@@ -673,9 +749,11 @@ class Pretraining:
         seed = int(np.random.SeedSequence(place).generate_state(1)[0])
         seed_dropout(seed, self.workers.device)
         number, stage, _ = self._stage()
+        rate = learning_rate(self.settings, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, self.step)
-            group["betas"] = self.settings.betas(stage.tokens_per_step)
+            group["lr"] = rate * group.get("times", 1.0)
+            if "betas" in group:
+                group["betas"] = self.settings.betas(stage.tokens_per_step)
         guided = self.step < self.settings.guided_steps
         batches, loss = self.micro_batches(), 0.0
         for count, (inputs, targets) in enumerate(batches, start=1):
@@ -810,6 +888,8 @@ class Pretraining:
                 if end and self.average is not None:
                     self._end_with_average()
                 with meter.paused():
+                    if self.step.bit_count() == 1 or end:  # a power of two
+                        self._log_samples(log)
                     if self.step % settings.eval_every == 0 or end:
                         self._log_eval(log, None if end else settings.eval_sequences)
                     if save:
@@ -853,7 +933,34 @@ class Pretraining:
             )
         else:
             log.write("resume", self.step, **self._description())
+        if self.step == 0:
+            self._log_samples(log)
         self._warn_if_nothing_is_held_out()
+
+    def _log_samples(self, log: Log) -> None:
+        """Note how the model continues each prompt, always with the same seed."""
+        if not self.settings.prompts or any(
+            isinstance(p, DTensor) for p in self.gpt.parameters()
+        ):
+            return
+        T, texts = self.settings.model.context_length, []
+        eager = torch.compiler.set_stance("force_eager")
+        for prompt in self.settings.prompts:
+            idx = text_to_token_ids(prompt, self.tokenizer).to(self.workers.device)
+            seed = torch.Generator(self.workers.device).manual_seed(self.settings.seed)
+            with eager, evaluating(self.objective):
+                idx = generate(
+                    self.gpt,
+                    idx,
+                    SAMPLE_TOKENS,
+                    T,
+                    TEMPERATURE,
+                    eos_id=self.tokenizer.eot_token,
+                    top_p=TOP_P,
+                    generator=seed,
+                )
+            texts.append(token_ids_to_text(idx, self.tokenizer))
+        log.write("sample", self.step, tokens=self.tokens(), texts=texts)
 
     def _warn_if_nothing_is_held_out(self) -> None:
         """Say so if no evaluation of the run will have a sequence to look at."""

@@ -981,6 +981,7 @@ def test_where_and_how_fast_may_change(make_settings, shards, tmp_path, monkeypa
         **{"micro_batch_size": 2, "device": "auto", "precision": "fp32"},
         **{"parallel": "fsdp", "compile": False, "log_every": 1, "eval_every": 9},
         **{"eval_sequences": 2, "checkpoint_every": 3, "keep_checkpoints": 3},
+        "prompts": [],
         "initial": calm.run_folder / "model",  # only ever used for the first step
     }
     assert changes.keys() == FREE_SETTINGS
