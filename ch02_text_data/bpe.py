@@ -38,7 +38,6 @@ __all__ = [
     "merge_pair",
     "BPETokenizerSimple",
     "split_special",
-    "BPETokenizer",
     "split_words",
     "BYTE_IDS",
     "BYTE_TOKENS",
@@ -52,6 +51,7 @@ __all__ = [
     "learn_merges",
     "merge_by_rank",
     "WordCache",
+    "BPETokenizer",
 ]
 
 
@@ -102,115 +102,6 @@ def split_special(text: str, special_tokens: Collection[str]) -> list[str]:
         return [text]
     longest_first = sorted(special_tokens, key=len, reverse=True)
     return regex.split(f"({'|'.join(map(regex.escape, longest_first))})", text)
-
-
-class BPETokenizer:
-    """A byte-pair encoder like GPT-2's: any text to ids, and exactly back again.
-
-    A new one knows the 256 bytes; `train`, `load` and `from_gpt2` give it merges.
-    """
-
-    def __init__(self) -> None:
-        self._become(BYTE_TOKENS, {}, {})
-
-    def _become(self, vocab, merges, special_tokens) -> None:
-        require_not_ordinary(special_tokens, set(vocab.values()))
-        self.vocab = vocab | {i: text.encode() for text, i in special_tokens.items()}
-        self.n_vocab = max(self.vocab) + 1  # the width of a model's output
-        self.merges = merges  # in the order learned; their ids ascend
-        self.special_tokens = special_tokens
-        self._cache = WordCache(vocab, merges)
-
-    def train(
-        self,
-        text: str | Iterable[str],
-        vocab_size: int,
-        allowed_special: Collection[str] = frozenset({END_OF_TEXT}),
-    ) -> None:
-        """Learn a vocabulary of this size from a text, or from several.
-
-        It holds bytes, merges and `allowed_special`, from whose letters nothing is
-        learned.
-        """
-        special = sorted(set(allowed_special))
-        require_vocab_size(vocab_size, special)
-        words = count_words([text] if isinstance(text, str) else text, special)
-        times = {byte_ids(word): count for word, count in words.items()}
-        merges = learn_merges(times, vocab_size - 256 - len(special))
-        require_learned(words, merges, vocab_size, special)
-        vocab = token_bytes(BYTE_TOKENS, merges)
-        last_ids = {token: len(vocab) + i for i, token in enumerate(special)}
-        self._become(vocab, merges, last_ids)
-
-    def encode(
-        self,
-        text: str,
-        allowed_special: Collection[str] | str = frozenset(),
-        disallowed_special: Collection[str] | str = "all",
-    ) -> list[int]:
-        """The ids of a text; in `allowed_special`, a special token becomes its id.
-
-        `disallowed_special`, by default all others, may not occur: a ValueError.
-        """
-        special = self.special_tokens
-        allowed = require_allowed(text, special, allowed_special, disallowed_special)
-        ids: list[int] = []
-        for part in split_special(text, allowed):
-            ids += [special[part]] if part in allowed else self.encode_ordinary(part)
-        return ids
-
-    def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of a text in which special tokens have no meaning."""
-        require_text(text)
-        return [i for word in split_words(text) for i in self._cache[word]]
-
-    def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
-        """The text of the ids; bytes that are no text become U+FFFD, or an error."""
-        return self.decode_bytes(ids).decode("utf-8", errors)
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that the ids stand for, whether or not they are text."""
-        try:
-            return b"".join([self.vocab[i] for i in ids])
-        except KeyError as error:
-            raise unknown_id(error.args[0], self.n_vocab) from None
-
-    def save(self, path: str | Path) -> None:
-        """Write `NAME.json` for Hugging Face, `NAME.tiktoken`, or a folder as GPT-2's.
-
-        If that fails, the old file is still there. Special tokens are left out of
-        `.tiktoken`, which has no place for them.
-        """
-        save_tables(Path(path), self.vocab, self.merges, self.special_tokens)
-
-    @classmethod
-    def load(
-        cls, path: str | Path, special_tokens: dict[str, int] | None = None
-    ) -> "BPETokenizer":
-        """Read a tokenizer that `save`, or the program whose format it is, has written.
-
-        `special_tokens` adds ids that the file does not contain. A broken file is a
-        ValueError that names the place.
-        """
-        tokenizer = cls()
-        tables = load_tables(Path(path), special_tokens or {}, merge_by_rank)
-        tokenizer._become(*tables)
-        return tokenizer
-
-    @classmethod
-    def from_gpt2(cls) -> "BPETokenizer":
-        """GPT-2's own tokenizer, from the two files that OpenAI published."""
-        encoder = data_path("gpt2-bpe/encoder.json")
-        tables = load_gpt2_tables(encoder, data_path("gpt2-bpe/vocab.bpe"), {})
-        tokenizer = cls()
-        tokenizer._become(*tables)
-        return tokenizer
-
-    @property
-    def eot_token(self) -> int:
-        """The id of `<|endoftext|>`, the token between two documents."""
-        require_has(END_OF_TEXT, self.special_tokens)
-        return self.special_tokens[END_OF_TEXT]
 
 
 _LETTER = rf"[\p{{L}}--[{AFTER_UNICODE_16}]]"
@@ -422,3 +313,112 @@ class WordCache(dict):
         if len(word) <= _LONGEST_CACHED:
             self[word] = found
         return found
+
+
+class BPETokenizer:
+    """A byte-pair encoder like GPT-2's: any text to ids, and exactly back again.
+
+    A new one knows the 256 bytes; `train`, `load` and `from_gpt2` give it merges.
+    """
+
+    def __init__(self) -> None:
+        self._become(BYTE_TOKENS, {}, {})
+
+    def _become(self, vocab, merges, special_tokens) -> None:
+        require_not_ordinary(special_tokens, set(vocab.values()))
+        self.vocab = vocab | {i: text.encode() for text, i in special_tokens.items()}
+        self.n_vocab = max(self.vocab) + 1  # the width of a model's output
+        self.merges = merges  # in the order learned; their ids ascend
+        self.special_tokens = special_tokens
+        self._cache = WordCache(vocab, merges)
+
+    def train(
+        self,
+        text: str | Iterable[str],
+        vocab_size: int,
+        allowed_special: Collection[str] = frozenset({END_OF_TEXT}),
+    ) -> None:
+        """Learn a vocabulary of this size from a text, or from several.
+
+        It holds bytes, merges and `allowed_special`, from whose letters nothing is
+        learned.
+        """
+        special = sorted(set(allowed_special))
+        require_vocab_size(vocab_size, special)
+        words = count_words([text] if isinstance(text, str) else text, special)
+        times = {byte_ids(word): count for word, count in words.items()}
+        merges = learn_merges(times, vocab_size - 256 - len(special))
+        require_learned(words, merges, vocab_size, special)
+        vocab = token_bytes(BYTE_TOKENS, merges)
+        last_ids = {token: len(vocab) + i for i, token in enumerate(special)}
+        self._become(vocab, merges, last_ids)
+
+    def encode(
+        self,
+        text: str,
+        allowed_special: Collection[str] | str = frozenset(),
+        disallowed_special: Collection[str] | str = "all",
+    ) -> list[int]:
+        """The ids of a text; in `allowed_special`, a special token becomes its id.
+
+        `disallowed_special`, by default all others, may not occur: a ValueError.
+        """
+        special = self.special_tokens
+        allowed = require_allowed(text, special, allowed_special, disallowed_special)
+        ids: list[int] = []
+        for part in split_special(text, allowed):
+            ids += [special[part]] if part in allowed else self.encode_ordinary(part)
+        return ids
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of a text in which special tokens have no meaning."""
+        require_text(text)
+        return [i for word in split_words(text) for i in self._cache[word]]
+
+    def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
+        """The text of the ids; bytes that are no text become U+FFFD, or an error."""
+        return self.decode_bytes(ids).decode("utf-8", errors)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that the ids stand for, whether or not they are text."""
+        try:
+            return b"".join([self.vocab[i] for i in ids])
+        except KeyError as error:
+            raise unknown_id(error.args[0], self.n_vocab) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write `NAME.json` for Hugging Face, `NAME.tiktoken`, or a folder as GPT-2's.
+
+        If that fails, the old file is still there. Special tokens are left out of
+        `.tiktoken`, which has no place for them.
+        """
+        save_tables(Path(path), self.vocab, self.merges, self.special_tokens)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, special_tokens: dict[str, int] | None = None
+    ) -> "BPETokenizer":
+        """Read a tokenizer that `save`, or the program whose format it is, has written.
+
+        `special_tokens` adds ids that the file does not contain. A broken file is a
+        ValueError that names the place.
+        """
+        tokenizer = cls()
+        tables = load_tables(Path(path), special_tokens or {}, merge_by_rank)
+        tokenizer._become(*tables)
+        return tokenizer
+
+    @classmethod
+    def from_gpt2(cls) -> "BPETokenizer":
+        """GPT-2's own tokenizer, from the two files that OpenAI published."""
+        encoder = data_path("gpt2-bpe/encoder.json")
+        tables = load_gpt2_tables(encoder, data_path("gpt2-bpe/vocab.bpe"), {})
+        tokenizer = cls()
+        tokenizer._become(*tables)
+        return tokenizer
+
+    @property
+    def eot_token(self) -> int:
+        """The id of `<|endoftext|>`, the token between two documents."""
+        require_has(END_OF_TEXT, self.special_tokens)
+        return self.special_tokens[END_OF_TEXT]

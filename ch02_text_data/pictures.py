@@ -15,7 +15,7 @@ STEPS = [
     ("ids", "", "sections 2.3 and 2.5", 28, None),
     ("inputs", "", "section 2.6", TOKEN + 30, "sky"),
     ("token vectors", "", "section 2.9", 3 * CELL, "blue"),
-    ("position vectors", "+ ", "section 2.10", 3 * CELL + 16, "orange"),
+    ("position vectors", "+ ", "section 2.10", 3 * CELL + 16, "purple"),
     ("x", "= ", "section 2.10", 3 * CELL, "green"),
     ("the model", "", "chapters 3 and 4", 0, None),
     ("targets", "", "section 2.6", TOKEN, "orange"),

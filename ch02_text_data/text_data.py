@@ -96,14 +96,15 @@ class SimpleTokenizerV2(SimpleTokenizerV1):
     def encode(self, text: str) -> list[int]:
         """The ids of the text's tokens, that of `<|unk|>` for an unknown one."""
         unknown_id = self.str_to_int[UNKNOWN]
-        tokens = split_text(text.replace(END_OF_TEXT, f" {END_OF_TEXT} "))
+        text = text.replace(END_OF_TEXT, f" {END_OF_TEXT} ")  # spaces: it stands alone
+        tokens = split_text(text)
         return [self.str_to_int.get(token, unknown_id) for token in tokens]
 
 
 END_OF_TEXT_ID = 50_256  # in GPT-2's vocabulary: after the ordinary tokens
 
 
-@functools.cache
+@functools.cache  # made once, then remembered
 def get_tokenizer() -> tiktoken.Encoding:
     """GPT-2's tokenizer: `tiktoken.get_encoding("gpt2")`, but without network."""
     return tiktoken.Encoding(
@@ -165,7 +166,7 @@ def create_dataloader_v1(
 def load_gpt2_ranks() -> dict[bytes, int]:
     """GPT-2's 50,256 ordinary tokens, as bytes, with their ids (Radford et al. 2019).
 
-    Ids 0 to 255 are the single bytes; id 256 + n is the result of the n-th merge.
+    Ids 0 to 255 are the single bytes; id 256 + n is the result of merge n, from 0 on.
     """
     ids = json.loads(data_path("gpt2-bpe/encoder.json").read_text(encoding="utf-8"))
     del ids[END_OF_TEXT]
