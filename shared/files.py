@@ -1,4 +1,4 @@
-"""Writing files so that none is ever half there."""
+"""Write files so that no reader ever finds half of one."""
 
 import os
 import shutil
@@ -9,36 +9,36 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; if all goes well, what was written replaces `path`.
+    """A path to write to; if all goes well, the new file replaces `path`.
 
-    Makes the folder if there is none. A symbolic link stays, and what it points to is
-    replaced. After an error, which names it, `path` is as it was.
+    Makes the folder if there is none. A symbolic link stays, and the file that it
+    points to is replaced. After an error `path` is as it was, and the error names it.
 
     Raises:
-        OSError: if `path` is a folder, a device or a pipe, which stays as it is.
+        OSError: if `path` is a folder, a device or a pipe; it stays as it is.
     """
     path = Path(os.path.realpath(path))  # still a link if it leads to itself
     if path.is_symlink() or path.exists() and not path.is_file():
         raise OSError(
-            f"{path} is no ordinary file but a folder, a device, a pipe or a link to "
-            "itself, and replacing it would destroy it; name another path"
+            f"{path} is not an ordinary file but a folder, a device, a pipe or a link "
+            "to itself, and replacing it would destroy it; name another path"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield draft
         with open(draft, "r+b") as file:
-            os.fsync(file.fileno())  # on the disk before it gets the name
+            os.fsync(file.fileno())  # it is on the disk before it gets its name
         os.replace(draft, path)
-    except Exception as error:  # safetensors, for one, does not say which file
-        error.add_note(f"{path} was not written; what stood there before still does.")
+    except Exception as error:  # some, such as safetensors', do not name the file
+        error.add_note(f"{path} was not written; what was there before is still there.")
         raise
     finally:
         draft.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file in one step, so that no reader ever sees half of it."""
+    """Replace a file in one step, so that no reader ever sees half of it."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
 

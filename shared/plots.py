@@ -1,11 +1,11 @@
-"""One style for all figures of the course, and the few pictures that chapters share."""
+"""One style for all figures of the course, and a few pictures that chapters share."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: eight colours that colour-blind readers can tell apart.
+# Okabe and Ito's palette: colour-blind readers can tell these eight colours apart.
 COLORS = [
     "#0072B2",  # blue
     "#E69F00",  # orange
@@ -17,15 +17,15 @@ COLORS = [
     "#000000",  # black
 ]
 
-# Values that run from low to high: perceptually even, readable without colour.
+# For values from low to high: its steps look even, and it is readable without colour.
 COLORMAP = "viridis"
 
 
 def use_style() -> None:
-    """Give every figure drawn from now on the course's look.
+    """Give every figure from now on the course's look.
 
-    The background is a solid white, so that labels stay legible when the notebook
-    itself is shown in a dark theme.
+    The background is white, so that labels stay readable when the notebook is shown in
+    a dark theme.
     """
     plt.rcParams.update(
         {
@@ -49,17 +49,17 @@ def use_style() -> None:
 
 
 def show(alt: str) -> None:
-    """Show the figure drawn last, with a text for readers who cannot see it.
+    """Show the last figure, with a text for readers who cannot see it.
 
     `alt` says in a sentence or two what is drawn and what one sees: `plots.show("Loss
-    against steps: falls fast, then slowly.")` It is stored with the picture, so no
-    number may stand there that another processor would make different.
+    against steps: falls fast, then slowly.")` It is stored with the picture, so leave
+    out numbers that differ between processors.
     """
     if not alt.strip():
         raise ValueError("the figure's text is empty; say what one sees in it")
     if not plt.get_fignums():
         raise ValueError("there is no figure to show; draw one first, in this cell")
-    from IPython.display import display  # needed in notebooks only
+    from IPython.display import display  # only notebooks need it
 
     display(plt.gcf(), metadata={"image/png": {"alt": alt}})
     plt.close()
@@ -91,15 +91,15 @@ def heatmap(
         values: a matrix (tensor, array or list of lists), one square per entry.
         rows, columns: labels of the rows (left) and of the columns (below).
         annotate: write each value into its square, with two decimals.
-        vmin, vmax: the values that get the darkest and the lightest colour.
-        ax: where to draw; a new figure if not given.
+        vmin, vmax: the values with the darkest and the lightest colour.
+        ax: where to draw; by default a new figure.
 
     Returns:
-        The axes, for further drawing.
+        The axes, so that you can draw more.
     """
     matrix = np.asarray(values, dtype=float)
     if matrix.ndim != 2:
-        raise ValueError(f"a heat map needs a matrix, not a shape of {matrix.shape}")
+        raise ValueError(f"a heat map needs a matrix, not the shape {matrix.shape}")
     if ax is None:
         height = max(2.0, 1.0 + 0.4 * matrix.shape[0])
         _, ax = plt.subplots(figsize=(max(3.2, 1.6 + 0.5 * matrix.shape[1]), height))
@@ -134,21 +134,21 @@ def heatmap(
 
 
 def path(stations: dict[str, object], tokens: list[str], columns: int = 6) -> Figure:
-    """Draw what becomes of a text: tensors from left to right, with shapes and numbers.
+    """Draw a text's way through a model: tensors from left to right, with numbers.
 
     Args:
-        stations: name of each tensor, and the tensor: (T,), (T, C), or (H, T, D), which
-            is drawn as H matrices, one below another.
+        stations: the tensors by name: (T,), (T, C), or (H, T, D), which is drawn as H
+            matrices, one below another.
         tokens: the T tokens of the text, top to bottom.
-        columns: of a matrix, the first so many are drawn; its shape stands below.
+        columns: how many columns of a matrix are drawn; its shape is printed below.
     """
     T = len(tokens)
     arrays = {name: np.asarray(values) for name, values in stations.items()}
     for name, values in arrays.items():
         if values.ndim not in (1, 2, 3) or values.shape[-2:][:1] != (T,):
             raise ValueError(
-                f"station {name!r} has shape {values.shape}; the path of {T} tokens is "
-                f"drawn from shapes ({T},), ({T}, C) and (H, {T}, D)"
+                f"station {name!r} has shape {values.shape}; for {T} tokens it must "
+                f"be ({T},), ({T}, C) or (H, {T}, D)"
             )
     stacks = [a if a.ndim == 3 else a.reshape(1, T, -1) for a in arrays.values()]
     widths = [max(0.7, 0.38 * min(columns, stack.shape[2])) for stack in stacks]
@@ -168,7 +168,7 @@ def path(stations: dict[str, object], tokens: list[str], columns: int = 6) -> Fi
 
 
 def _squares(ax: Axes, matrix: np.ndarray, most: float) -> None:
-    """A station of a path, in colours from -most to most; whole numbers have none."""
+    """Draw one tensor, in colours from -most to most; whole numbers have no colour."""
     whole = np.issubdtype(matrix.dtype, np.integer)
     shown = np.zeros(matrix.shape) if whole else matrix
     image = ax.imshow(shown, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")

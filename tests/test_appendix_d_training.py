@@ -153,7 +153,7 @@ def test_no_answer_makes_a_check_crash(check):
         sentence_of(check, (says(value), *right[1:]))
     for value in (None, ...):
         assert "still unanswered" in sentence_of(check, [says(value)] * len(right))
-        assert "a function is wanted" in sentence_of(check, [value, *right[1:]])
+        assert "pass a function" in sentence_of(check, [value, *right[1:]])
 
 
 def test_the_program_remembers_what_equation_d6_says():

@@ -207,7 +207,7 @@ case(
             unflattened_gradient,
             r"\(a tensor \(2, 3\), .*raises.*in your line .*give ids one axis",
         ),
-        (lambda ids, g, v: g, r"shape \(5, 2\) is wanted"),
+        (lambda ids, g, v: g, r"of shape \(5, 2\), not"),
         (lambda ids, g, v: one_hot_gradient(ids, g, v).tolist(), "return a tensor"),
         (
             lambda ids, g, v: torch.zeros(v, g.shape[-1]),
@@ -476,7 +476,7 @@ case(
         (lambda T: torch.ones(T, T).triu(2).bool(), "all six"),
         (lambda T: torch.ones(4).bool(), "shape"),
         (lambda T: [[j > i for j in range(T)] for i in range(T)], "return a tensor"),
-        (lambda T: torch.ones(4, 4).triu(1).bool(), r"shape \(1, 1\) is wanted"),
+        (lambda T: torch.ones(4, 4).triu(1).bool(), r"of shape \(1, 1\), not"),
     ],
 )
 case(
@@ -526,7 +526,7 @@ case(
     "leaks",
     [by_prefixes, by_derivatives],
     [
-        (lambda layer, T, d_in: True, "is accused"),
+        (lambda layer, T, d_in: True, "has no leak"),
         (lambda layer, T, d_in: False, "after the softmax"),
         (changes_the_last_token_only, "only token 2 see only token 3"),
         (every_pair_apart, "not 6 of them"),
@@ -779,7 +779,7 @@ case(
         ),
         (lambda z: torch.exp(-(z**2) / 2) / (2 * math.pi) ** 0.5, "autograd finds"),
         (lambda z: (1 + math.erf(z / 2**0.5)) / 2, "raises"),
-        (lambda z: slope_by_autograd(z)[:9], r"shape \(101,\) is wanted"),
+        (lambda z: slope_by_autograd(z)[:9], r"of shape \(101,\), not"),
     ],
 )
 
@@ -828,9 +828,9 @@ case(
     [
         (lambda *a: leaks_only_from_the_last_token(*a, before=2), "each token in turn"),
         (leaks_only_from_the_last_token, "only token 2 see only token 3"),
-        (lambda model, ids, v: True, "accused"),
-        (lambda model, ids, v: False, "you missed one"),
-        (compares_the_changed_token_too, "accused"),
+        (lambda model, ids, v: True, "has no leak"),
+        (lambda model, ids, v: False, "you missed a model"),
+        (compares_the_changed_token_too, "has no leak"),
         (changes_the_ids_it_was_given, "changed its argument `ids`"),
         (lambda model, ids, v: model(ids)[0, :, 0] > 99, "not 10 of them"),
         (lambda model, ids, v: model(ids + 45).isnan().any(), r"raises .*\(B, T, V\)"),
@@ -2624,7 +2624,7 @@ def test_no_answer_makes_a_check_crash(check, solved):
             except NotYet:
                 pass
     for answer in (3, None, ...):
-        assert "a function is wanted" in sentence_of(check, [answer, *solved[key][1:]])
+        assert "pass a function" in sentence_of(check, [answer, *solved[key][1:]])
 
 
 def test_blank_answers_are_named(check, solved):
@@ -2727,7 +2727,9 @@ def test_a_check_that_fails_itself_names_what_was_returned():
         answer()
         raise RuntimeError("no such thing\nand more")
 
-    with pytest.raises(NotYet, match=r"the check meets RuntimeError \(no such thing\)"):
+    with pytest.raises(
+        NotYet, match=r"the check fails with RuntimeError \(no such thing\)"
+    ):
         check(lambda: 3)
 
 

@@ -90,7 +90,7 @@ def test_what_is_no_file_is_refused_and_left_alone(tmp_path):
     link.symlink_to(pipe)
     before = {path: path.lstat()[:2] for path in tmp_path.iterdir()}
     for path in before:
-        with pytest.raises(OSError, match="is no ordinary file .* name another path"):
+        with pytest.raises(OSError, match="not an ordinary file .* name another path"):
             write_atomically(path, "text")
     assert before == {path: path.lstat()[:2] for path in tmp_path.iterdir()}
     assert (folder / "mine").read_text() == "old"
