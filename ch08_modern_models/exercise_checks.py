@@ -56,12 +56,12 @@ def _numbers(found: object, n: int) -> torch.Tensor:
 
 @checked("8.1", wants="a tensor of the same shape as x")
 def rms_norm(norm: Callable, unnoticed: Callable) -> None:
-    """The same as PyTorch's, and the one change that it does not notice."""
+    """The same as PyTorch's, and the one change that the norm does not notice."""
     generator = torch.Generator().manual_seed(1)
     x = 3 * torch.randn(2, 5, 8, generator=generator) + 1
     scale = torch.linspace(0.5, 2, 8)
     wanted = F.rms_norm(x, (8,), scale, 1e-5)
-    norm.hint = "the mean is over the last axis, which has to stay: keepdim=True"
+    norm.hint = "take the mean over the last axis and keep that axis: keepdim=True"
     found = tensor(norm(x, scale, 1e-5), 2, 5, 8)
     for what, wrong in (
         ("do not subtract the mean; that is LayerNorm", F.layer_norm(x, (8,), scale)),
@@ -93,24 +93,24 @@ def rms_norm(norm: Callable, unnoticed: Callable) -> None:
         moved = (tensor(norm(change(x), scale, 1e-5), 2, 5, 8) - found).abs().max()
         lines.append(f"{name:11}  {moved:.3f}")
     assert guess != "plus 3", (
-        "it is LayerNorm that does not notice what is added to all numbers, for it "
+        "it is LayerNorm that does not notice what is added to all numbers, because it "
         "subtracts the mean"
     )
     assert guess != "times -3", (
-        "a vector of the opposite direction stays opposite: squares forget the sign, "
-        "but x itself is still multiplied"
+        "the vector comes out with the opposite sign: squares forget the sign, but x "
+        "itself is still in the product"
     )
     assert guess == "times 3", (
-        "the root mean square is the same in any order, but each number comes out at "
-        "its own place, and has a scale of its own"
+        "the root mean square is the same in any order, but each number keeps its "
+        "position in the vector, and has a scale of its own"
     )
     print(*lines, sep="\n")
-    print("Right: it forgets how long a vector was, up to eps, and nothing else.")
+    print("Right: it forgets the length of a vector (up to eps), and nothing else.")
 
 
 @checked("8.2", wants="one number")
 def rotary_angles(angle: Callable, first_full_turn: Callable) -> None:
-    """Equation 8.2, full turns more or less, and when the slowest hand comes round."""
+    """Equation 8.3, up to full turns, and the first full turn of the slowest pair."""
     smaller = {**SMOLLM2_135M, "n_heads": 18, "n_kv_heads": 6, "rope_base": 10_000.0}
     for cfg, pair, position in (
         (SMOLLM2_135M, 0, 1),
@@ -127,7 +127,7 @@ def rotary_angles(angle: Callable, first_full_turn: Callable) -> None:
 
         wanted = at(-2 * pair / D)
         found = number(angle(dict(cfg), pair, position))
-        hint = "pair i turns by base ** (-2 i / D) for each place"
+        hint = "pair i turns by base ** (-2 i / D) for each position"
         for what, wrong in (
             (
                 "D is the width of a head, not of the model",
@@ -136,15 +136,15 @@ def rotary_angles(angle: Callable, first_full_turn: Callable) -> None:
             ("i counts pairs, so its exponent is -2 i / D", at(-pair / D)),
             ("the exponent is negative: later pairs are slower", at(2 * pair / D)),
             ("an angle in radians is wanted", math.degrees(wanted)),
-            ("that is the angle of one place", wanted / position),
+            ("that is the angle of one position", wanted / position),
         ):
             if math.isclose(found, wrong, rel_tol=1e-3):
                 hint = what
         # Full turns more or less make no difference, and float32 is good enough.
         off = math.remainder(found - wanted, 2 * math.pi)
         assert abs(off) < 5e-3, (
-            f"pair {pair} of heads of {D} numbers, base {base:,.0f}, has at place "
-            f"{position} the angle {wanted:.6g}, not {found:.6g}; {hint}"
+            f"pair {pair} of heads of {D} numbers, base {base:,.0f}, has at "
+            f"position {position} the angle {wanted:.6g}, not {found:.6g}; {hint}"
         )
     first_full_turn.wants = "one whole number"
     for cfg in (TINY, {**TINY, "n_heads": 18}, smaller, SMOLLM2_135M):
@@ -165,12 +165,15 @@ def rotary_angles(angle: Callable, first_full_turn: Callable) -> None:
         ):
             if abs(found - wrong) < 1 + 1e-6 * wrong:
                 hint = what
-        # Below a thousand, float32 finds the place exactly.
+        # Below a thousand, float32 finds the position exactly.
         assert abs(found - wanted) <= (0 if wanted < 1000 else 1e-5 * wanted), (
             f"with heads of {D} numbers and base {cfg['rope_base']:,.0f} the slowest "
-            f"pair has turned once at place {wanted:,}, not {found:,.8g}; {hint}"
+            f"pair makes its full turn at position {wanted:,}, not {found:,.8g}; {hint}"
         )
-    print(f"Right: SmolLM2's slowest pair needs {found:,.0f} places, and reads 8,192.")
+    print(
+        f"Right: SmolLM2's slowest pair needs {found:,.0f} positions for a turn, and "
+        "the model reads 8,192."
+    )
 
 
 @checked("8.3", wants="one whole number")
@@ -279,9 +282,9 @@ def other_base(model: LlamaModel) -> None:
 
 
 def other_pairs(model: LlamaModel) -> None:
-    """Neighbours are turned, by weights that were made for x_0 with x_(D / 2).
+    """Neighbours are rotated, with weights that were made for x_0 with x_(D / 2).
 
-    To reorder the rows has the same effect as another rotation.
+    Reordering the rows has the same effect as the other rotation.
     """
     for block in model.trf_blocks:
         for layer in (block.att.W_query, block.att.W_key):
@@ -289,8 +292,8 @@ def other_pairs(model: LlamaModel) -> None:
             layer.weight.data = half_split_rows(layer.weight.data, n_heads)
 
 
-def later_places(model: LlamaModel) -> None:
-    """The first token stands at place 100, the next at 101, and so on."""
+def later_positions(model: LlamaModel) -> None:
+    """The first token has position 100, the next one 101, and so on."""
 
     def moved(att):
         return lambda first, end, device: rotation_angles(
@@ -302,7 +305,7 @@ def later_places(model: LlamaModel) -> None:
 
 
 def other_gate(model: LlamaModel) -> None:
-    """In every feed-forward network `gate` and `up` change places."""
+    """In every feed-forward network `gate` and `up` are swapped."""
     for block in model.trf_blocks:
         block.ff.gate, block.ff.up = block.ff.up, block.ff.gate
 
@@ -310,7 +313,7 @@ def other_gate(model: LlamaModel) -> None:
 CHANGES = {
     "another base": other_base,
     "other pairs": other_pairs,
-    "later places": later_places,
+    "later positions": later_positions,
     "another gate": other_gate,
 }
 WHERE = ["nowhere", "not at 0", "everywhere"]
@@ -319,7 +322,7 @@ WHERE = ["nowhere", "not at 0", "everywhere"]
 @checked("8.5", wants="a number for each token")
 @torch.no_grad()
 def changed_logits(measure: Callable, predicted: Callable) -> None:
-    """The model must survive, and every place counts; any prediction will do."""
+    """The model must stay as it is; every token counts; any prediction will do."""
     model = _tiny_model()
     generator = torch.Generator().manual_seed(7)
     texts = [torch.randint(50, (1, T), generator=generator) for T in (8, 5)]
@@ -329,7 +332,7 @@ def changed_logits(measure: Callable, predicted: Callable) -> None:
         raise TypeError(f"predictions for {set(guesses)}")
     for name in CHANGES:
         one_of(guesses[name], WHERE)
-    lines = ["what changes   predicted   at 0  at 1  at 7"]
+    lines = ["what changes     predicted   at 0  at 1  at 7"]
     for (name, change), ids in product(CHANGES.items(), texts):
         before, T = model(ids), ids.shape[1]
         found = _numbers(measure(model, change, ids), T).abs()
@@ -343,15 +346,15 @@ def changed_logits(measure: Callable, predicted: Callable) -> None:
         wanted = differences.amax(dim=1)
         assert not close(found, differences.amin(dim=1), atol=1e-3) or close(
             found, wanted, atol=1e-3
-        ), f"{name!r}: the largest change of each place is wanted, not the smallest"
+        ), f"{name!r}: the largest change of each token is wanted, not the smallest"
         worst = int((found - wanted).nan_to_num(math.inf).abs().argmax())
         assert close(found, wanted, atol=1e-3), (
-            f"{name!r}: the largest change of a logit at place {worst} is "
+            f"{name!r}: the largest change of a logit at token {worst} is "
             f"{wanted[worst]:.3f}, not {found[worst]:.3f}; compare the two models' "
             "logits (1, T, V), and take the largest absolute difference over V alone"
         )
         if ids is texts[0]:
             moved = "  ".join(f"{wanted[t]:4.1f}" for t in (0, 1, 7))
-            lines.append(f"{name:12}   {guesses[name]:10}  {moved}")
+            lines.append(f"{name:15}  {guesses[name]:10}  {moved}")
     print(*lines, sep="\n")
-    print("Right: the first token sees only itself, whatever the angles are.")
+    print("Right: the first token attends only to itself, whatever the angles are.")

@@ -1,11 +1,11 @@
-"""What the models of chapter 8 refuse, and in which words."""
+"""The checks of chapter 8: the settings of a modern model."""
 
 from collections.abc import Mapping
 
 from ch03_attention.guards import check_divisible
-from ch04_gpt_model.guards import check_input, embed_known
+from ch04_gpt_model.guards import check_input
 
-__all__ = ["check_llama_config", "check_input", "embed_known"]
+__all__ = ["check_llama_config", "check_input"]
 
 _WHOLE_NUMBERS = (
     "vocab_size",

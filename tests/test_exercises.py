@@ -1953,13 +1953,13 @@ case(
             "later pairs are slower",
         ),
         ((lambda c, i, p: math.degrees(angle(c, i, p)), first_turn), "in radians"),
-        ((lambda c, i, p: angle(c, i, 1), first_turn), "angle of one place"),
+        ((lambda c, i, p: angle(c, i, 1), first_turn), "angle of one position"),
         ((lambda c, i, p: angle(c, i, p + 1), first_turn), "pair i turns by"),
         ((lambda c, i, p: -angle(c, i, p), first_turn), "pair i turns by"),
         ((lambda c, i, p: [angle(c, i, p)], first_turn), "one number, but returned"),
         ((lambda c, i: c, first_turn), "raises TypeError"),
         ((angle, lambda c: first_turn(c, rounded=math.floor)), "round up"),
-        ((angle, lambda c: first_turn(c, rounded=float)), "turned once at place 136"),
+        ((angle, lambda c: first_turn(c, rounded=float)), "turn at position 136"),
         ((angle, lambda c: first_turn(c, last=0)), "count from 0"),
         ((angle, lambda c: first_turn(c, turn=math.pi)), "half a turn"),
         ((angle, lambda c: 7), "turn of the fastest pair"),
@@ -2091,7 +2091,7 @@ SURE = says(
     {
         "another base": "not at 0",
         "other pairs": "everywhere",
-        "later places": "nowhere",
+        "later positions": "nowhere",
         "another gate": "everywhere",
     }
 )
@@ -2112,7 +2112,7 @@ case(
         ((lambda *a: change_at(*a, over=(1, 2)), SURE), "8 numbers are wanted, not 1"),
         ((lambda m, c, ids: torch.zeros(ids.shape[1]), SURE), "change of a logit at"),
         ((change_of_probabilities, SURE), "compare the two models' logits"),
-        ((lambda m, c, ids: m(ids)[0, :, 0], SURE), "place . is .*, not"),
+        ((lambda m, c, ids: m(ids)[0, :, 0], SURE), "token . is .*, not"),
         ((lambda m, c, ids: c(m)(ids), SURE), "raises TypeError"),
         ((change_at, says({"other pairs": "nowhere"})), "should return one of"),
         (
