@@ -136,10 +136,7 @@ class MultiHeadAttentionWrapper(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Causal multi-head attention, fused: (B, T, d_in) -> (B, T, d_out).
 
-    Each of the `num_heads` heads is d_out / num_heads wide. Given a `KVCache`, the
-    inputs are the tokens that follow those in the cache, and are added to it.
-
-    Source: Vaswani et al. (2017), section 3.2.2.
+    A head is d_out / num_heads wide. Source: Vaswani et al. (2017), section 3.2.2.
     """
 
     def __init__(
@@ -162,11 +159,15 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(d_out, d_out)
 
     def split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        """Cut rows (B, T, d_out) into heads (B, H, T, D)."""
-        B, T, _ = x.shape
-        return x.view(B, T, self.num_heads, self.head_dim).transpose(1, 2)  # eq. 3.8
+        """Cut rows (B, T, d_out) into heads (B, H, T, D): equation 3.8."""
+        return x.view(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+
+    def _load_from_state_dict(self, state_dict, prefix, *others) -> None:
+        state_dict.pop(f"{prefix}mask", None)  # stored by the book's class, not needed
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def forward(self, x: torch.Tensor, cache: "KVCache | None" = None) -> torch.Tensor:
+        """Given a cache, x are the tokens that follow those in it, and join them."""
         past = 0 if cache is None else cache.length  # tokens read before
         check_vectors(x, self.d_in, self.context_length, past)
         queries = self.split_heads(self.W_query(x))  # (B, H, T, D)
@@ -181,10 +182,6 @@ class MultiHeadAttention(nn.Module):
             queries, keys, values, mask, dropout, is_causal=past == 0
         )  # (B, H, T, D)
         return self.out_proj(context.transpose(1, 2).flatten(2))  # (B, T, d_out)
-
-    def _load_from_state_dict(self, state_dict, prefix, *others) -> None:
-        state_dict.pop(f"{prefix}mask", None)  # stored by the book's class, not needed
-        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 @torch.no_grad()

@@ -159,4 +159,4 @@ def two_layers(first, second, string: str) -> None:
         plots.heatmap(weights, list(string), list(string), vmin=0, vmax=1, ax=ax)
         ax.set(xlabel="letter attended to")
     left.set(title="Layer 1: the letter before me", ylabel="query")
-    right.set(title="Layer 2: the letter after my last occurrence")
+    right.set(title="Layer 2: the letter that followed me before")

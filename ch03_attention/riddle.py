@@ -1,4 +1,4 @@
-"""Section 3.13's riddle: strings that repeat, and how a model learns to go on.
+"""Section 3.13's riddle: strings that repeat, and a model that goes on.
 
 Chapter 5 explains the training loop.
 """
@@ -59,7 +59,7 @@ def accuracy(model: nn.Module, ids: torch.Tensor, period: torch.Tensor) -> float
 
 
 def by_chance(ids: torch.Tensor, period: torch.Tensor) -> float:
-    """The share that is right if any letter of the string is named, at random."""
+    """The share that is right if a letter of the string is picked at random."""
     shares = (1 / period).expand(-1, CONTEXT - 1)
     return shares[predictable(period)].mean().item()
 
@@ -67,8 +67,8 @@ def by_chance(ids: torch.Tensor, period: torch.Tensor) -> float:
 def by_counting(ids: torch.Tensor, period: torch.Tensor) -> float:
     """The share that is right without comparing letters.
 
-    At each position, the letter is repeated that stands at the distance at which it is
-    most often the right one.
+    Each position repeats the letter at some distance back: one distance for all
+    strings, the one that is right most often.
     """
     right, repeats = 0, predictable(period)
     for t in range(1, CONTEXT):

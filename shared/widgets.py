@@ -1,4 +1,4 @@
-"""Pictures with controls to move; on paper, or without a kernel, the picture stays."""
+"""Pictures with controls to move; without a kernel you see the picture alone."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from shared import plots
 
-BARS = 15  # of a distribution, the tokens that are drawn one by one
-WIDEST = 60  # bytes of a sentence that a picture has room for
+BARS = 15  # tokens of a distribution that get a bar of their own
+WIDEST = 60  # bytes of a sentence that fit into a picture
 
 
 class Live:
-    """A picture and its controls; the last line of a cell shows both.
+    """A picture with controls; a cell shows it if it is the cell's last line.
 
-    `draw` takes the controls' values by name and returns a figure and its alt text.
+    `draw` gets the controls' values by name and returns a figure and its alt text.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Live:
             self.figure, ax = plt.subplots(figsize=(8, 1))  # a reader may type anything
             ax.text(0, 0.5, alt := str(error))
             ax.axis("off")
-        plt.close(self.figure)  # or the notebook would show it once more
+        plt.close(self.figure)  # or the notebook would show it again
         self.metadata = {"image/png": {"alt": alt}}
         if self.shown is not None:
             self.shown.update(self.figure, metadata=self.metadata)
@@ -53,11 +53,11 @@ class Live:
 
 
 def label(text: str) -> str:
-    """A token as figures can write it; a letter that the font lacks, as its number."""
+    """A token as figures can show it; a letter that the font lacks becomes a number."""
     font = get_font(findfont(FontProperties()))
     text = text.replace("\n", "⏎").replace(" ", "·")
     text = "".join(c if font.get_char_index(ord(c)) else f"<{ord(c):x}>" for c in text)
-    return text.replace("$", r"\$")  # or matplotlib would read a formula
+    return text.replace("$", r"\$")  # or matplotlib would see a formula
 
 
 # One attention head
@@ -66,16 +66,17 @@ def label(text: str) -> str:
 def attention_steps(
     queries: torch.Tensor, keys: torch.Tensor, scale: bool = True, mask: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Scores (T, T) of queries and keys (T, D), what is left of them, and weights.
+    """The scores (T, T) of queries and keys (T, D), scaled and masked, and the weights.
 
     Source: Vaswani et al. (2017), section 3.2.1.
     """
     scores = (queries @ keys.T).detach()
-    heard = scores / math.sqrt(keys.shape[1]) if scale else scores
+    scaled = scores / math.sqrt(keys.shape[1]) if scale else scores
     if mask:
         future = torch.ones_like(scores, dtype=torch.bool).triu(1)
-        heard = heard.masked_fill(future, -torch.inf)
-    return {"scores": scores, "heard": heard, "weights": torch.softmax(heard, dim=-1)}
+        scaled = scaled.masked_fill(future, -torch.inf)
+    weights = torch.softmax(scaled, dim=-1)
+    return {"scores": scores, "scaled": scaled, "weights": weights}
 
 
 def attention_head(
@@ -85,7 +86,7 @@ def attention_head(
     tokens: list[str],
     query: int = 0,
 ) -> Live:
-    """One head's steps from (T, D) each, for a query of choice, the first one given."""
+    """The steps of one head, from (T, D) each, for a query that the reader chooses."""
     T = len(tokens)
     shapes = [tuple(each.shape) for each in (queries, keys, values)]
     if any(len(s) != 2 or s[0] != T for s in shapes) or shapes[0] != shapes[1]:
@@ -111,12 +112,13 @@ def attention_head(
         axes[3].xaxis.get_major_locator().set_params(integer=True)
         axes[3].axhline(T - 0.5, color="white", linewidth=3)
         for ax in axes:
-            ax.set(ylim=(T + 0.5, -0.5), yticks=[])  # the last row is the sum's
+            ax.set(ylim=(T + 0.5, -0.5), yticks=[])  # the last row is the sum
         axes[0].set_yticks(range(T + 1), [*map(label, tokens), "sum"])
         axes[0].set_ylabel(f"query: {label(tokens[query])}")
         return figure, (
-            f"What {tokens[query]!r} hears, in four panels: its scores; the scores "
-            f"{titles[1]}; the weights; each value times its weight, and their sum."
+            f"What {tokens[query]!r} attends to, in four panels: its scores; the "
+            f"scores {titles[1]}; the weights; each value times its weight, and their "
+            "sum."
         )
 
     options = [(token, i) for i, token in enumerate(tokens)]
@@ -133,7 +135,7 @@ def attention_head(
 
 
 class Piece(NamedTuple):
-    """A token on the way: the bytes from start to end, after merges of merges."""
+    """A piece of a text: the bytes from start to end; `depth` counts nested merges."""
 
     start: int
     end: int
@@ -144,9 +146,9 @@ class Piece(NamedTuple):
 def merge_steps(
     tokenizer, split: Callable[[str], list[str]], text: str
 ) -> tuple[list[Piece], list[Piece]]:
-    """A text's bytes, and the pieces that are merged of them, in order.
+    """A text's bytes, and the pieces that they are merged into, in order.
 
-    `tokenizer` has `vocab` and `merges`; no piece reaches beyond those of `split`.
+    `tokenizer` has `vocab` and `merges`; a merge never crosses the pieces of `split`.
     """
     ids = {token: i for i, token in tokenizer.vocab.items() if len(token) == 1}
     words, made, end = [], [], 0
@@ -170,7 +172,7 @@ def merge_steps(
 
 
 def standing(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces that no later one has swallowed, from left to right."""
+    """The pieces that are not part of a later one, from left to right."""
     owner = {i: piece for piece in pieces for i in range(piece.start, piece.end)}
     return list(dict.fromkeys(owner[i] for i in sorted(owner)))
 
@@ -178,12 +180,12 @@ def standing(pieces: Sequence[Piece]) -> list[Piece]:
 def merges(
     tokenizers: dict[str, object], split: Callable[[str], list[str]], sentence: str
 ) -> Live:
-    """The merges of the reader's own sentence, one by one, by a tokenizer of choice."""
+    """The merges of any sentence, one by one; the reader chooses the tokenizer."""
 
     def draw(tokenizer: str, sentence: str, done: int) -> tuple[Figure, str]:
         data = sentence.encode()
         if not 1 <= len(data) <= WIDEST:
-            raise ValueError(f"{len(data)} bytes in all; there is room for {WIDEST}")
+            raise ValueError(f"{len(data)} bytes; there is room for 1 to {WIDEST}")
         leaves, made = merge_steps(tokenizers[tokenizer], split, sentence)
         tokens = standing([*leaves, *made[:done]])
         levels = 1 + max(piece.depth for piece in [*leaves, *made])
@@ -227,7 +229,7 @@ def merges(
 
 
 def bars(probabilities: torch.Tensor, ids: torch.Tensor) -> list[float]:
-    """The probabilities of some of (V,) tokens and, last, of all the others."""
+    """The probabilities of some of (V,) tokens, and then of all the others together."""
     some = probabilities[ids].tolist()
     return [*some, max(0.0, 1 - sum(some))]
 
@@ -237,7 +239,7 @@ def sampling(
     decode: Callable[[list[int]], str],
     distribution: Callable[..., torch.Tensor],
 ) -> Live:
-    """The next token's distribution at a temperature, top-k and top-p of choice.
+    """The distribution of the next token, with controls for temperature, top-k, top-p.
 
     `distribution(logits, temperature, top_k, top_p)` turns (1, V) into probabilities.
     """
@@ -267,7 +269,7 @@ def sampling(
         )
 
     choices = {str(k): k for k in (1, 2, 3, 5, 10, 20, 50, 100) if k < V} | {"all": 0}
-    whole = {"description_width": "initial"}  # or the word would be cut
+    whole = {"description_width": "initial"}  # or the word would be cut off
     return Live(
         draw,
         temperature=ipywidgets.FloatSlider(
@@ -301,12 +303,12 @@ def loss_surface(
     b: tuple[float, float],
     rates: tuple[float, float],
 ) -> Live:
-    """Two descents on `loss(w, b)` from one start; `w` and `b` are the ranges drawn."""
+    """Two descents on `loss(w, b)` from one start; `w` and `b` are the drawn ranges."""
     sides = [torch.linspace(*ends, 81, dtype=torch.float64) for ends in (w, b)]
     plane = torch.cartesian_prod(*sides)  # (81 * 81, 2)
     surface = torch.vmap(loss)(*plane.T)
     if surface.shape != plane.shape[:1] or not surface.isfinite().all():
-        raise ValueError("loss(w, b) must be one finite number wherever it is drawn")
+        raise ValueError("loss(w, b) must be one finite number in the whole picture")
     low, high = surface.min().item(), surface.max().item()
     levels = low + (high - low) * torch.linspace(0, 1, 14)[1:] ** 3
 
