@@ -1,4 +1,4 @@
-"""Checks for the exercises of appendix D: each says what is wrong, and hints at why."""
+"""Checks for the exercises of appendix D: each says what is wrong, and perhaps why."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -29,37 +29,37 @@ def same_memory(answer: Callable) -> None:
         *((0.99, 512, 4096), (0.5, 2, 1)),
     ):
         found, wanted = number(answer(beta, before, after)), beta ** (after / before)
-        hint = "a step of k times the tokens must forget as much as k steps did"
+        hint = "a step with k times the tokens must forget as much as k steps did"
         if math.isclose(found, beta ** (before / after), rel_tol=1e-6):
             hint = "that is the other way round: a larger step forgets more"
         elif math.isclose(found, beta, rel_tol=1e-6):
-            hint = "beta counts steps, and the memory in tokens should stay"
+            hint = "beta counts steps, and the memory in tokens should stay the same"
         elif math.isclose(found, 1 - (1 - beta) * after / before, rel_tol=1e-6):
             hint = "1 - (1 - beta) k is near it only where k (1 - beta) is small"
         assert math.isclose(found, wanted, rel_tol=1e-6), (
             f"beta {beta} with {before} sequences a step becomes {wanted:.6f} with "
             f"{after}, not {found:.6f}; {hint}"
         )
-    print("Right: as many tokens are remembered, whatever the batch.")
+    print("Right: Adam remembers as many tokens, whatever the batch.")
 
 
 def _names(model: nn.Module, parameters: Iterable) -> list[str]:
-    """What a group's parameters are called in their model."""
+    """The names that a group's parameters have in their model."""
     known = {id(p): name for name, p in model.named_parameters()}
     found = list(parameters)
     for p in found:
         if not isinstance(p, torch.Tensor):
             raise TypeError(f"no parameter: {p!r}")
         assert id(p) in known, (
-            f"a tensor {tuple(p.shape)} is no parameter of the model; a copy would "
-            "not train it"
+            f"a tensor of shape {tuple(p.shape)} is no parameter of the model; a copy "
+            "would be trained in its place"
         )
     return [known[id(p)] for p in found]
 
 
 @checked("D.2", wants="three lists of parameters")
 def three_groups(answer: Callable) -> None:
-    """Each parameter once, in its group, with tied and untied heads."""
+    """Each parameter once, in its group, with a tied and an untied head."""
     for tied in (False, True):
         torch.manual_seed(1)
         model = GPTModel({**TINY, "tie_weights": tied})
@@ -73,7 +73,7 @@ def three_groups(answer: Callable) -> None:
         assert not missing, f"{missing[0]} is in no group; it would never be trained"
         for name, parameter in model.named_parameters():
             block = name.startswith("trf_blocks")
-            wanted, why = 2, "biases and norms are no matrices: plain AdamW"
+            wanted, why = 2, "biases and norms are no matrices: AdamW without decay"
             if parameter.dim() == 2:
                 wanted, why = (
                     (0, "a matrix in a block goes to Muon")
@@ -100,24 +100,24 @@ def _short_steps(beta2: float, size: float) -> int:
 
 @checked("D.3", wants="one number of steps")
 def short_steps(answer: Callable, predicted: Callable) -> None:
-    """As many as Adam makes; a prediction may be wrong."""
+    """As many as with Adam; the prediction may be wrong."""
     guess = one_of(predicted(), CHOICES)
     lines = ["beta2  short steps after one gradient of 1000"]
     for beta2 in (0.95, 0.99, 0.999):
         found, wanted = number(answer(beta2, 1000.0)), _short_steps(beta2, 1000.0)
-        hint = "count every step that is shorter than half the rate, also the first"
+        hint = "count every step that is shorter than half the rate, even the first"
         if found == 0:
             hint = "does the wild gradient enter both averages, and v as its square?"
         elif found > 19_000:
             hint = "only the very first gradient is wild; all others are 1"
         assert abs(found - wanted) <= 0.02 * wanted + 3, (
-            f"with beta2 {beta2} {wanted} steps are short, not {found:g}; {hint}"
+            f"with beta2 {beta2}, {wanted} steps are short, not {found:g}; {hint}"
         )
         lines.append(f"{beta2:5}  {wanted:5}")
     clipped = number(answer(0.999, 1.0))
     assert clipped == 0, (
-        f"a wild gradient clipped to 1 is like the others, so no step is short; you "
-        f"count {clipped:g}; does your function use the size that it is given?"
+        f"a wild gradient clipped to 1 is like the others, so no step is short, but "
+        f"you count {clipped:g}; does your function use the size that it is given?"
     )
     print(*lines, sep="\n")
     print(f"Right: thousands at 0.999, none if clipped; you predicted {guess}.")
