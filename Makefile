@@ -1,16 +1,16 @@
 # make course          run every chapter from the first cell to the last; print the results
-# make test            run every test, and re-run every notebook against its stored outputs
+# make test            run every test, and compare every notebook with its stored outputs
 # make browser         check every page, exercise and control in JupyterLab, in Chromium
 # make lab             open the course in JupyterLab
 # make export          write the chapters' modules and the exercises from the notebooks
 # make run-notebooks   run every notebook and store what it prints
 #
-# Each command first builds the virtual environment .venv, if that is missing or older
-# than the lists of requirements.
+# Each command first builds the virtual environment .venv if it is missing or older than
+# the lists of requirements.
 
-# A training step frees and allocates the same hundreds of megabytes again and again. By
-# default glibc gives them back to the system, which then must clear each page anew: up to
-# a quarter of the time. Elsewhere than on Linux these two say nothing.
+# Every training step frees and allocates the same hundreds of megabytes. By default glibc
+# gives them back to the system, which must clear each page before it can be used again.
+# That takes up to a quarter of the time. On other systems these two settings do nothing.
 export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 1000000000000
 
@@ -28,7 +28,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	    --nbval --nbval-current-env tests $(sort $(wildcard ch*_* appendix_*))
 
-# Without Playwright or a Chromium every one of these tests is skipped, and says so.
+# Without Playwright or Chromium all these tests are skipped, and say so.
 browser: $(READY)
 	-$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	$(RUN) -m pytest -rs tests/browser/in_jupyterlab.py tests/browser/practice.py

@@ -206,12 +206,12 @@ def test_plain_modules_beside_a_chapter_are_taken_along(small_course):
         (
             f"from ch09_testing import guards as check\n\n\n{DOUBLE}",
             "",
-            "'guards' of ch09_testing is no function, class or constant",
+            "'guards' of ch09_testing is not a function, class or constant",
         ),
         (
             '__all__ = ["double"]\n\ndouble = (2).__mul__\n',
             "",
-            "'double' of ch09_testing.testing is no function, class or constant",
+            "'double' of ch09_testing.testing is not a function, class or constant",
         ),
         (
             "from ch09_testing.guards import check\n\n\nLIMIT = 3\n\n\n"

@@ -175,7 +175,9 @@ def test_data_that_is_only_online_is_no_fault(examine, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "FILES", files)
     status, lines = examine("data")
     assert status == 0
-    assert lines[0].endswith("1 files, all that is needed; only online: the-verdict")
+    assert lines[0].endswith(
+        "1 files, all that the course needs; only online: the-verdict"
+    )
 
 
 def refuse(*_, dir):

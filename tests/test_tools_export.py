@@ -217,8 +217,8 @@ def test_a_deeper_notebook_may_be_the_only_one_that_exports(course):
     [
         (["import math\nLIMIT = 4"], "'LIMIT' is exported already by .*testing.ipynb"),
         (["class C(C):\n    X = 1"], r"class C\(C\) adds to a class that no earlier"),
-        (["from ch09_testing.testing import LIMIT"], "stands in the same module"),
-        (["from shared.ch09 import LIMIT"], "stands in the same module"),
+        (["from ch09_testing.testing import LIMIT"], "imports from the same module"),
+        (["from shared.ch09 import LIMIT"], "imports from the same module"),
     ],
 )
 def test_refusals_of_a_deeper_notebook_name_it(course, cells, reason):
@@ -238,11 +238,11 @@ def test_a_deeper_notebook_belongs_to_exactly_one(course):
     course("1", name="exercises")
     root = course("1", name="deeper")
     message = refusal(root)
-    assert "/deeper.ipynb: beside it stands one.ipynb and two.ipynb, so" in message
+    assert "/deeper.ipynb: the folder has one.ipynb and two.ipynb, so" in message
     assert "solutions" not in message and "exercises" not in message
     for name in ("one", "two_deeper", "two"):
         (root / f"ch09_testing/{name}.ipynb").unlink()
-    assert "beside it stands no other notebook" in refusal(root)
+    assert "the folder has no other notebook" in refusal(root)
 
 
 def test_title_and_promise_are_required(course):
@@ -310,7 +310,7 @@ def test_a_reader_s_answers_are_never_overwritten(course, capsys, answered, run)
     capsys.readouterr()
     assert export.main(["--check"], root) == 1
     assert export.main([], root) == 0
-    printed = "stale: ch09_testing/exercises.ipynb; it holds answers, so move it away"
+    printed = "stale: ch09_testing/exercises.ipynb; it has answers, so move it away"
     assert capsys.readouterr().out.count(printed) == 2
     assert exercises.read_text(encoding="utf-8") == kept
     exercises.unlink()

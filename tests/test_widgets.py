@@ -95,9 +95,9 @@ def test_attention_is_that_of_chapter_3():
     (queries, keys, values), x = head(causal)
     steps = widgets.attention_steps(queries, keys)
     torch.testing.assert_close(steps["weights"] @ values, causal(x[None])[0])
-    assert steps["heard"].isneginf().equal(torch.ones(6, 6).triu(1).bool())
+    assert steps["scaled"].isneginf().equal(torch.ones(6, 6).triu(1).bool())
     bare = widgets.attention_steps(queries, keys, scale=False, mask=False)
-    torch.testing.assert_close(bare["heard"], bare["scores"])
+    torch.testing.assert_close(bare["scaled"], bare["scores"])
     torch.testing.assert_close(bare["weights"], (queries @ keys.T).softmax(-1))
 
 

@@ -1,11 +1,11 @@
 """Write a chapter's exported code as one file that needs nothing else of the course.
 
     python -m tools.bundle ch04 -o gpt.py                all that chapter 4 exports
-    python -m tools.bundle ch05 generate -o generate.py  this function alone
+    python -m tools.bundle ch05 generate -o generate.py  only this function
 
-The file holds what was asked for and, of earlier chapters, of `shared` and of the plain
-modules beside the notebooks, just the definitions that this uses. It imports nothing
-but published packages, which its first lines name. Without `-o` it is printed.
+The file has what you asked for, and the definitions that it uses from earlier chapters,
+from `shared` and from the plain modules beside the notebooks. It imports only published
+packages, and its first lines name them. Without `-o` it is printed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tools.export import ROOT, defined_name, is_of_course, run_ruff, statements
 
 @dataclass
 class Module:
-    """One source file: its imports and, by name, the text and names of definitions."""
+    """One source file: its imports, and each definition's text and what it uses."""
 
     outside_imports: list[str] = field(default_factory=list)
     course_imports: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Module:
 
 
 class Bundle:
-    """Collects the definitions that are asked for, each after those it builds on."""
+    """Collects definitions, each after those that it uses."""
 
     def __init__(self) -> None:
         self.imports: dict[str, None] = {}
@@ -45,7 +45,7 @@ class Bundle:
         self.origins: dict[str, str] = {}
 
     def add(self, module_name: str, name: str) -> None:
-        """Add one definition of one module, and before it all that it uses."""
+        """Add one definition of a module, after everything that it uses."""
         if self.origins.setdefault(name, module_name) != module_name:
             raise ValueError(
                 f"{name!r} is defined in {self.origins[name]} and in {module_name}; "
@@ -60,14 +60,14 @@ class Bundle:
             found = find(module_name, used)
             if found is not None:
                 self.add(*found)
-                if found[1] != used:  # it was imported under another name
+                if found[1] != used:  # it is imported under another name
                     self.sources[used] = f"{used} = {found[1]}"
-        del self.sources[name]  # now behind all that it uses
+        del self.sources[name]  # so that it comes after all that it uses
         self.sources[name] = module.definitions[name]
 
 
 def chapters() -> list[str]:
-    """What can be bundled: "ch02" and so on, then "appendix_e"."""
+    """The chapters that can be bundled: "ch02" and so on, then "appendix_e"."""
     folder = ROOT / "shared"
     found = [*folder.glob("ch[0-9][0-9].py"), *folder.glob("appendix_[a-z].py")]
     return sorted((p.stem for p in found), key=lambda name: (name[0] == "a", name))
@@ -75,7 +75,7 @@ def chapters() -> list[str]:
 
 @functools.cache
 def read_module(name: str) -> Module:
-    """Take the source file of a module of the course apart."""
+    """Read the source file of a module of the course into its parts."""
     path = ROOT / (name.replace(".", "/") + ".py")
     if not path.is_file():
         path = path.with_suffix("") / "__init__.py"
@@ -99,10 +99,10 @@ def read_module(name: str) -> Module:
 
 
 def find(module_name: str, name: str) -> tuple[str, str] | None:
-    """The module that defines what this one calls `name`, and its name there.
+    """Where a name of this module is defined: the module and the name there.
 
     Raises:
-        ValueError: if it is of the course, but no definition: a whole module, say.
+        ValueError: if the course has it, but not as a definition; a whole module, say.
     """
     module = read_module(module_name)
     if name in module.definitions:
@@ -117,15 +117,15 @@ def find(module_name: str, name: str) -> tuple[str, str] | None:
 
 
 def refuse(module_name: str, name: str) -> None:
-    """Raise ValueError for a name of the course that is not defined as an export is."""
+    """Raise ValueError for a name of the course that is not a definition."""
     raise ValueError(
-        f"{name!r} of {module_name} is no function, class or constant, so it cannot be "
-        "copied"
+        f"{name!r} of {module_name} is not a function, class or constant, so it cannot "
+        "be copied"
     )
 
 
 def exported(module_name: str) -> list[str]:
-    """The names that `from <module> import *` gives, in order."""
+    """The names that `from <module> import *` imports, in order."""
     module = read_module(module_name)
     if module.public is not None:
         return module.public
@@ -139,11 +139,11 @@ def bundle(chapter: str, names: Sequence[str] = ()) -> str:
 
     Args:
         chapter: such as "ch04".
-        names: what it shall hold, of this chapter or an earlier one; by default all
-            that the chapter exports.
+        names: names of this chapter or an earlier one; by default all that the chapter
+            exports.
 
     Raises:
-        ValueError: if there is no such chapter, or no such name, with the nearest one.
+        ValueError: if there is no such chapter or name; it suggests the nearest one.
     """
     known = chapters()
     if chapter not in known:
@@ -174,7 +174,7 @@ def bundle(chapter: str, names: Sequence[str] = ()) -> str:
 
 
 def needs(text: str) -> str:
-    """The packages that a program imports, by the names that pip knows them by."""
+    """The packages that a program imports, by their names for pip."""
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
@@ -187,7 +187,7 @@ def needs(text: str) -> str:
 
 
 def find_in_chapters(known: list[str], name: str) -> tuple[str, str]:
-    """The module that defines what one of these chapters exports as `name`."""
+    """Where a name that one of these chapters exports is defined."""
     public = {}
     for chapter in reversed(known):
         module = read_module(f"shared.{chapter}")
@@ -202,7 +202,7 @@ def find_in_chapters(known: list[str], name: str) -> tuple[str, str]:
 
 
 def nearest(word: str, known: Iterable[str], listed: Iterable[str]) -> str:
-    """The end of an error message: what may have been meant, or what there is."""
+    """The end of an error message: the nearest name, or all names."""
     spelled = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), spelled, n=1)
     if close:
@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is not None:
         write_atomically(options.out, text)
     else:
-        sys.stdout.buffer.write(text.encode("utf-8"))  # whatever the terminal's code is
+        sys.stdout.buffer.write(text.encode("utf-8"))  # whatever the terminal expects
     return 0
 
 

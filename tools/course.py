@@ -3,16 +3,16 @@
     python -m tools.course run              run every chapter; print a table of results
     python -m tools.course run --write      also the solutions; store what they print
 
-All outputs that a notebook stores come from one run. If a new run shows the same,
-nothing changes, not even in cells that cannot show the same twice; otherwise all of its
-outputs replace the old ones. `run_sha256` in the metadata is made from code and
-outputs, so that a test notices if one of them was changed alone.
+All outputs that a notebook stores come from one run. If a new run shows the same, all
+stored outputs stay, also those that differ in every run. Otherwise the new run replaces
+all of them. `run_sha256` in the metadata is computed from code and outputs, so a test
+notices if someone changes one of them alone.
 
-In each notebook a cell tagged `results` prints `name: value` lines.
-A notebook that fails does not stop the others; the exit status says whether any did.
-Several run at the same time, each with its share of the processors: two notebooks side
-by side take less time than one after the other with twice the threads. Where outputs
-are stored, one runs at a time, since some tell how long something took.
+The table shows the `name: value` lines that the cell tagged `results` prints. If a
+notebook fails, the others still run, and the exit status is 1. Several notebooks run at
+the same time, each with its share of the processors: two side by side take less time
+than one after the other with twice the threads. With `--write` one runs at a time,
+because some outputs are timings.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from shared.files import write_atomically
 from tools.export import ROOT, chapter_notebooks
 
 CELL_TIMEOUT = 1800  # seconds
-MOST_JOBS = 4  # notebooks at a time; each wants up to three gigabytes
+MOST_JOBS = 4  # notebooks at a time; each needs up to three gigabytes
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {
@@ -50,7 +50,7 @@ METADATA = {
 
 @dataclass
 class Outcome:
-    """What came of running one notebook."""
+    """The outcome of running one notebook."""
 
     path: Path
     seconds: float
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def run(path: Path, write: bool = False) -> Outcome:
-    """Run one notebook top to bottom in a kernel of its own.
+    """Run one notebook from top to bottom in a kernel of its own.
 
     Args:
         path: the notebook.
@@ -94,7 +94,7 @@ def run(path: Path, write: bool = False) -> Outcome:
 
 
 def name_of(path: Path) -> str:
-    """A notebook's path as the course's reader knows it."""
+    """A notebook's path in the course."""
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
@@ -117,11 +117,11 @@ def results_of(notebook: nbformat.NotebookNode) -> list[str]:
 def tidy(
     notebook: nbformat.NotebookNode, stored: nbformat.NotebookNode
 ) -> nbformat.NotebookNode:
-    """The notebook as it is kept: no progress bars, no stderr, the same metadata.
+    """The notebook as it is stored: no progress bars, no stderr, the same metadata.
 
     If this run shows the same as the stored one, the stored outputs stay, also those
-    that cannot be the same twice (tagged `nbval-ignore-output`: timings, say).
-    Otherwise this run's replace them all: a picture may show what an ignored cell has
+    that differ in every run (tagged `nbval-ignore-output`, such as timings). Otherwise
+    this run replaces all of them, because a picture may show what an ignored cell has
     measured.
     """
     for cell in code_cells(notebook):
@@ -141,28 +141,28 @@ def tidy(
 
 
 def run_id(notebook: nbformat.NotebookNode) -> str:
-    """What identifies a run: the sha256 of all its code and all its outputs."""
+    """The id of a run: the sha256 of all its code and outputs."""
     run = [[cell.source, as_text(cell.outputs)] for cell in code_cells(notebook)]
     return hashlib.sha256(json.dumps(run).encode()).hexdigest()
 
 
 def as_text(outputs: list[nbformat.NotebookNode]) -> str:
-    """Outputs as text that is equal if they are: pictures too, to the last byte."""
+    """Outputs as text, to compare them: pictures too, to the last byte."""
     return json.dumps(outputs, sort_keys=True)
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """The cells of a notebook that are run."""
+    """The code cells of a notebook."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def keeps(output: nbformat.NotebookNode) -> bool:
-    """Whether an output belongs into the stored notebook."""
+    """Whether to store an output."""
     return output.get("name") != "stderr" and WIDGET not in output.get("data", {})
 
 
 def table(outcomes: list[Outcome], seconds: float) -> str:
-    """The outcomes as text: notebook, time, key results; and the time of all."""
+    """The outcomes as text: notebooks, times, results, and the time of all together."""
     width = max(len(name_of(outcome.path)) for outcome in outcomes)
     lines = [f"{'notebook':{width}}  {'time':>7}  results", "-" * (width + 50)]
     for outcome in outcomes:
@@ -180,9 +180,9 @@ def table(outcomes: list[Outcome], seconds: float) -> str:
 
 
 def run_all(paths: list[Path], write: bool, jobs: int) -> list[Outcome]:
-    """Run so many notebooks at a time; the outcomes, in the order of the paths.
+    """Run `jobs` notebooks at a time and return the outcomes in the order of the paths.
 
-    The last begin first: the later chapters take longest.
+    The last notebooks start first, because later chapters take longest.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -201,13 +201,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--write", action="store_true", help="store the outputs in the notebooks"
     )
     command.add_argument(
-        "notebooks", nargs="*", type=Path, help="which ones (default: every chapter's)"
+        "notebooks", nargs="*", type=Path, help="which ones (default: all)"
     )
     command.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help=f"how many at a time (default: one a processor, at most {MOST_JOBS}; "
+        help=f"how many at a time (default: one per processor, at most {MOST_JOBS}; "
         "with --write one)",
     )
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
 """Can this machine run the course? `python -m tools.doctor` looks, and says what to do.
 
-It prints one line for each thing: `ok`, `note` (the course runs, but otherwise than
-README.md says) or `fault`, and below it what mends it. The exit status is 1 if
-there is a fault. Whatever is missing, the rest is looked at all the same.
+It prints one line for each check: `ok`, `note` (the course runs, but not quite as
+README.md says) or `fault`, and below it what to do. The exit status is 1 if there is a
+fault. If a check fails, the others are still made.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OLDEST, NEWEST = (3, 11), (3, 14)  # the versions of Python that the packages are for
+OLDEST, NEWEST = (3, 11), (3, 14)  # the versions of Python that the packages support
 NOTEBOOK = 3  # gigabytes of memory, at most
 ENVIRONMENT = 4  # gigabytes on disk, while it is installed
 FEATURES = ["avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16"]
 
 
 def quoted(path):
-    """A path as a command line takes it."""
+    """A path, in quotes if a command line needs them."""
     return f'"{path}"' if " " in str(path) else str(path)
 
 
@@ -34,7 +34,7 @@ INSTALL = f"{PIP} -r {quoted(ROOT / 'requirements.txt')}"
 
 
 def check_python():
-    """Which Python this is."""
+    """The version of this Python, and whether it is the course's own."""
     text = f"{'.'.join(map(str, sys.version_info[:3]))}, {sys.executable}"
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         remedy = "install one of these, then: make PYTHON=python3.14 course"
@@ -48,7 +48,7 @@ def check_python():
 
 
 def fits(version, wanted):
-    """Whether a version is what a line of requirements asks for: `>=2.7,<2.14`."""
+    """Whether a version meets a requirement such as `>=2.7,<2.14`."""
     number = [int(part) for part in re.findall(r"\d+", version.split("+")[0])]
     for sign, limit in re.findall(r"(==|>=|<)([\d.]+)", wanted):
         other = [int(part) for part in limit.split(".")]
@@ -60,7 +60,7 @@ def fits(version, wanted):
 
 
 def check_packages(file, options=""):
-    """Every package that a file of requirements names, and its version."""
+    """Whether every package of a requirements file is here, in the right version."""
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     found = (re.match(r"([\w.-]+)(?:\[.*\])?([=<>][^\s#]*)", line) for line in lines)
     versions, missing, other = [match.groups() for match in found if match], [], []
@@ -79,7 +79,7 @@ def check_packages(file, options=""):
 
 
 def check_course():
-    """Notebooks import `shared` from wherever they stand."""
+    """Whether notebooks can import `shared` from any folder."""
     code = "import shared; print(shared.__path__[0])"
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
@@ -93,21 +93,21 @@ def check_course():
 
 
 def check_processor():
-    """What the processor has, and what PyTorch makes of it."""
+    """What the processor can do, and what PyTorch uses of it."""
     linux = Path("/proc/cpuinfo")
     flags = set(re.findall(r"\w+", linux.read_text())) if linux.exists() else ()
     features = [platform.machine(), *(name for name in FEATURES if name in flags)]
     text = f"{' '.join(features)}; "
     try:
         import torch
-    except Exception as error:  # one of its own libraries may be missing, too
+    except Exception as error:  # one of its own libraries may be missing
         return "fault", f"{text}torch cannot be imported: {error}", INSTALL
     level = torch.backends.cpu.get_cpu_capability()
     text += (
         f"torch {torch.__version__} uses {level}, threads: {torch.get_num_threads()}"
     )
     if level == "DEFAULT" and platform.machine() in ("x86_64", "AMD64"):
-        return "note", f"{text}; without AVX2 all takes longer than the README says"
+        return "note", f"{text}; without AVX2 all takes longer than README.md says"
     return "ok", text
 
 
@@ -118,23 +118,23 @@ def check_memory():
     free = psutil.virtual_memory().available / 1e9
     text = f"{free:.1f} GB free; a notebook takes up to {NOTEBOOK}"
     if free < NOTEBOOK:
-        return "fault", text, "close other programs, and kernels that you left open"
+        return "fault", text, "close other programs, and kernels that are still open"
     if free < NOTEBOOK * min(4, os.cpu_count() or 1):  # as many as `make course` runs
         command = f"{PYTHON} -m tools.course run --jobs 1"
-        return "note", f"{text}: instead of `make course`", command
+        return "note", f"{text}; instead of `make course` run", command
     return "ok", text
 
 
 def check_disk():
-    """Free disk where the course lies."""
+    """Free disk space where the course is."""
     free = shutil.disk_usage(ROOT).free / 1e9
     wanted = 1 if (ROOT / ".venv").exists() else ENVIRONMENT
-    text = f"{free:.1f} GB free, {wanted} wanted"
+    text = f"{free:.1f} GB free, {wanted} needed"
     return ("ok", text) if free >= wanted else ("fault", text, f"free some for {ROOT}")
 
 
 def check_data():
-    """Which data files are here and intact, so that they need no network."""
+    """Which data files are here and intact, and need no network."""
     from shared import data
 
     absent = [file for file in data.FILES.values() if data.local_copy(file) is None]
@@ -142,24 +142,24 @@ def check_data():
     if needed:
         text = f"missing or changed: {', '.join(file.name for file in needed)}"
         return "fault", text, *dict.fromkeys(map(data.remedy, needed))
-    text = f"{len(data.FILES) - len(absent)} files, all that is needed"
+    text = f"{len(data.FILES) - len(absent)} files, all that the course needs"
     others = ", ".join(file.name for file in absent)
     return "ok", f"{text}; only online: {others}" if others else text
 
 
 def check_writing(folder, kind="fault", remedy=None):
-    """Whether a file can be made in a folder, or where the folder would be made."""
+    """Whether a folder can be written to, or made if it is not there."""
     folder = Path(folder)
     there = next(place for place in [folder, *folder.parents] if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
-            return "ok", f"{folder} can be written"
+            return "ok", f"{folder} can be written to"
     except OSError as error:
         return kind, f"{error}: {folder}", remedy or f"chmod u+w {quoted(there)}"
 
 
 def check_cache():
-    """Where downloads go; nothing that the chapters need is one."""
+    """The folder for downloads; the chapters need none."""
     from shared.data import cache_folder
 
     remedy = "set LLM_COURSE_DATA to a folder of yours before you fetch other data"
@@ -167,7 +167,7 @@ def check_cache():
 
 
 def check_kernel():
-    """The kernel that the notebooks ask for runs this Python."""
+    """Whether the kernel of the notebooks runs this Python."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     program = KernelSpecManager().get_kernel_spec("python3").argv[0]
@@ -202,7 +202,7 @@ def main(arguments=None) -> int:
     for name, check in CHECKS.items():
         try:
             kind, text, *remedies = check()
-        except Exception as error:  # whatever it is, the other checks are made
+        except Exception as error:  # the other checks are still made
             kind, text = "fault", f"{type(error).__name__}: {error}"
             remedies = [INSTALL]
         faults += kind == "fault"

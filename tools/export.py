@@ -4,18 +4,17 @@
     python -m tools.export --check   write nothing; name each file that is out of date
 
 A code cell whose first line is `#| export` belongs to the module beside the notebook.
-Such a cell may hold imports, definitions and constants, and nothing else. A class can
-be grown over several cells: a later `class Name(Name):` adds methods to `class Name`
-or writes one again with more in it, and the module holds one class with the last
-version of each.
+It may contain imports, definitions and constants, and nothing else. A class can grow
+over several cells: a later `class Name(Name):` adds methods to `class Name` or writes
+one again, and the module has one class with the last version of each method.
 
 A second notebook that goes deeper exports into the module of the first. So
 `bpe_deeper.ipynb` adds to `bpe.py`, and `deeper.ipynb` adds to the module of the only
 other notebook in its folder.
 
-In `solutions.ipynb`, what stands between `### BEGIN SOLUTION` and `### END SOLUTION`
-becomes `...` in `exercises.ipynb`, which is written only as long as it holds no answers
-and no outputs of a reader's.
+In `solutions.ipynb`, the lines between `### BEGIN SOLUTION` and `### END SOLUTION`
+become `...` in `exercises.ipynb`. A file in which a reader has answered or run
+something is never overwritten.
 """
 
 import argparse
@@ -43,7 +42,7 @@ SOLUTION = re.compile(
 
 
 class ExportError(ValueError):
-    """A notebook cannot be exported; the message names the notebook and the cell."""
+    """A notebook cannot be exported; the message names notebook and cell."""
 
 
 @dataclass
@@ -58,7 +57,7 @@ class Definition:
 
 @dataclass
 class Module:
-    """What one module is made of; two notebooks may add to it."""
+    """The parts of one module; two notebooks may add to it."""
 
     imports: list[str] = field(default_factory=list)
     definitions: dict[str, Definition] = field(default_factory=dict)
@@ -66,7 +65,7 @@ class Module:
 
 
 def chapter_notebooks(root: Path = ROOT) -> list[Path]:
-    """Every notebook that is written by hand, in the course's order."""
+    """Every notebook that is written by hand, in the order of the course."""
     found = [*root.glob("ch*/*.ipynb"), *root.glob("appendix_*/*.ipynb")]
     return sorted(
         (path for path in found if path.name != "exercises.ipynb"), key=_place
@@ -74,14 +73,14 @@ def chapter_notebooks(root: Path = ROOT) -> list[Path]:
 
 
 def _place(path: Path) -> tuple:
-    """Where a notebook stands in the course, as a key to sort by."""
+    """A key that sorts notebooks in the order of the course."""
     folder, stem = path.parent.name, path.stem.removesuffix("_deeper")
     last = ["deeper", "long_run", "solutions"]
     return (
         folder.startswith("appendix"),
         folder,
         last.index(stem) + 1 if stem in last else 0,
-        # The chapter's main notebook bears the folder's name and comes first.
+        # The chapter's main notebook has the folder's name and comes first.
         stem not in folder,
         stem,
         path.name,  # "bpe.ipynb" before "bpe_deeper.ipynb"
@@ -116,14 +115,14 @@ def main_notebook(path: Path) -> Path:
     if len(others) != 1:
         names = " and ".join(other.name for other in others) or "no other notebook"
         raise ExportError(
-            f"{path}: beside it stands {names}, so it is not clear what it belongs to; "
-            "call it after one of them, such as bpe_deeper.ipynb for bpe.ipynb"
+            f"{path}: the folder has {names}, so it is not clear what it belongs to; "
+            "name it after one of them, such as bpe_deeper.ipynb for bpe.ipynb"
         )
     return others[0]
 
 
 def export_all(root: Path = ROOT) -> dict[Path, str]:
-    """The text of every file that is made from a notebook, by path.
+    """The text of every file that is made from a notebook, by its path.
 
     Raises:
         ExportError: if a cell breaks a rule, or two cells export the same name.
@@ -145,7 +144,7 @@ def export_all(root: Path = ROOT) -> dict[Path, str]:
             if definition.name in places:
                 raise ExportError(
                     f"{definition.place}: {definition.name!r} is exported already by "
-                    f"{places[definition.name]}; a name is exported once in the course"
+                    f"{places[definition.name]}; the course exports each name only once"
                 )
             places[definition.name] = definition.place
         if module.definitions:
@@ -156,13 +155,16 @@ def export_all(root: Path = ROOT) -> dict[Path, str]:
 def collect(
     notebook: nbformat.NotebookNode, name: str, main: Path, module: Module
 ) -> bool:
-    """Add a notebook's imports and definitions to a module; whether it defines any.
+    """Add a notebook's imports and definitions to a module.
 
     Args:
-        notebook: whose export cells are read, in order.
-        name: the notebook's, for messages.
-        main: the notebook that the module is called after.
-        module: to which is added.
+        notebook: its export cells are read in order.
+        name: the notebook's name, for messages.
+        main: the notebook that the module is named after.
+        module: where the parts are added.
+
+    Returns:
+        Whether the notebook has definitions.
     """
     exports = False
     code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -183,7 +185,7 @@ def collect(
 
 
 def statements(source: str, place: str) -> list[tuple[ast.stmt, str]]:
-    """The source's top-level statements, each with its text and the comments above."""
+    """The top-level statements of a source, each with its text and comments above."""
     lines = source.split("\n")
     for line in lines:
         if re.match(r"\s*[%!]", line) or "get_ipython" in line:
@@ -207,15 +209,15 @@ def statements(source: str, place: str) -> list[tuple[ast.stmt, str]]:
 
 
 def is_of_course(module: str | None) -> bool:
-    """Whether a module lies in one of the course's folders."""
+    """Whether a module is in one of the course's folders."""
     top = (module or ".").split(".")[0]
     return (ROOT / top / "__init__.py").is_file()
 
 
 def refuse_whole_modules(node: ast.Import | ast.ImportFrom, place: str) -> None:
-    """Raise ExportError unless what is used of the course is imported name by name.
+    """Raise ExportError if a whole module of the course is imported, not its names.
 
-    `tools.bundle` inlines names; it could not tell what a whole module is used for.
+    `tools.bundle` copies names; it could not tell what a whole module is used for.
     """
     if isinstance(node, ast.Import):
         whole = any(is_of_course(alias.name) for alias in node.names)
@@ -232,13 +234,13 @@ def refuse_whole_modules(node: ast.Import | ast.ImportFrom, place: str) -> None:
 def refuse_own_module(
     node: ast.Import | ast.ImportFrom, main: Path, place: str
 ) -> None:
-    """Raise ExportError if a module would import itself, as a deeper notebook might."""
+    """Raise ExportError if a module would import itself; a deeper notebook might."""
     folder, imported = main.parent.name, getattr(node, "module", None) or ""
     top, _, name = imported.partition(".")
     passed_on = top == "shared" and folder.startswith(f"{name}_")
     if passed_on or imported == f"{folder}.{main.stem}":
         raise ExportError(
-            f"{place}: {ast.unparse(node)!r} imports what stands in the same module; "
+            f"{place}: {ast.unparse(node)!r} imports from the same module; "
             "move it to a cell without the export mark"
         )
 
@@ -246,7 +248,7 @@ def refuse_own_module(
 def add_definition(
     node: ast.stmt, text: str, place: str, definitions: dict[str, Definition]
 ) -> None:
-    """Put one statement among the definitions, or raise ExportError saying why not."""
+    """Add one statement to the definitions, or raise ExportError and say why not."""
     name = defined_name(node)
     if name is None:
         first_line = ast.unparse(node).split("\n", 1)[0]
@@ -308,17 +310,17 @@ def method_names(node: ast.stmt) -> set[str]:
 
 
 def merge(whole: Definition, node: ast.ClassDef, text: str, place: str) -> None:
-    """Append the body of a reopened class to the class that an earlier cell began."""
+    """Append the body of a reopened class to the class of an earlier cell."""
     if ast.get_docstring(node) is not None:
         raise ExportError(
             f"{place}: class {whole.name} has its docstring in {whole.place}; "
-            "a part that adds to it has none of its own"
+            "a part that adds to it has none"
         )
     for name in sorted(whole.methods & method_names(node)):
         if re.search(rf"super\(\)\.{name}\b", text):
             raise ExportError(
                 f"{place}: {whole.name}.{name} calls the version that it replaces, "
-                "which the module does not have; write the whole method again"
+                "which the module does not contain; write the whole method again"
             )
         whole.source = without_method(whole.source, name)
     require_docstrings(node, place, needs_own=False)
@@ -342,7 +344,7 @@ def without_method(source: str, name: str) -> str:
 def require_docstrings(node: ast.stmt, place: str, needs_own: bool = True) -> None:
     """Raise ExportError for a public function, class or method without docstring.
 
-    `forward` needs none: a layer's class says what it maps to what.
+    `forward` needs none, because the class says what the layer does.
     """
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return
@@ -360,7 +362,7 @@ def require_docstrings(node: ast.stmt, place: str, needs_own: bool = True) -> No
 
 
 def docstring_of(path: Path, notebooks: list[str]) -> str:
-    """The module's docstring: the main notebook's title and its one-line promise."""
+    """The module's docstring: title and first sentence of the main notebook."""
     cells = nbformat.read(path, as_version=4).cells
     match = cells and re.match(r"# (.+)\n\s*\n(.+)", cells[0].source)
     if not match or cells[0].cell_type != "markdown":
@@ -394,7 +396,7 @@ def module_text(module: Module, path: Path) -> str:
 
 
 def run_ruff(arguments: list[str], text: str, name: str) -> str:
-    """Pipe the text through ruff and return its answer."""
+    """Send the text through ruff and return what comes back."""
     command = [sys.executable, "-m", "ruff", *arguments, "--quiet"]
     command += ["--config", f"line-length = {LINE_LENGTH}"]
     command += ["--config", "target-version = 'py311'", "--isolated"]
@@ -409,7 +411,7 @@ def run_ruff(arguments: list[str], text: str, name: str) -> str:
 def exercises_from(solutions: nbformat.NotebookNode) -> str:
     """The exercises notebook: the solutions with blank answers and no outputs.
 
-    A cell that waits for an answer has the sha256 of its present text in its metadata.
+    The metadata of a cell with a blank answer has the sha256 of its text.
     """
     exercises = nbformat.from_dict(solutions)
     for name in ("run_sha256", "code_sha256"):  # of the run that stored the outputs
@@ -430,7 +432,7 @@ def _sha256(text: str) -> str:
 
 
 def is_in_use(exercises: nbformat.NotebookNode) -> bool:
-    """Whether a reader has answered something in an exercises notebook, or run it."""
+    """Whether a reader has answered or run something in an exercises notebook."""
     return any(
         cell.execution_count is not None
         or cell.metadata.get("blank") not in (None, _sha256(cell.source))
@@ -442,9 +444,9 @@ def is_in_use(exercises: nbformat.NotebookNode) -> bool:
 def asks_the_same(
     exercises: nbformat.NotebookNode, made: nbformat.NotebookNode
 ) -> bool:
-    """Whether an exercises notebook has every cell of the one that would be made now.
+    """Whether an exercises notebook has every cell of the newly made one.
 
-    Answers may be anything, and there may be outputs, metadata and further cells.
+    Answers may be anything, and there may be outputs, metadata and more cells.
     """
 
     def questions(notebook: nbformat.NotebookNode) -> set[tuple[str, str]]:
@@ -488,7 +490,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     for path in old:
         name = path.relative_to(root)
         if states[path] == "in use":
-            print(f"stale: {name}; it holds answers, so move it away to have a new one")
+            print(f"stale: {name}; it has answers, so move it away to get a new one")
         elif options.check:
             print(f"stale: {name}")
         else:

@@ -4,11 +4,11 @@
     python -m tools.mutants ch05 --sample 40 --seed 1   forty of them, drawn at random
     python -m tools.mutants ch05 --module weights       of one module only
 
-A mutant is a module with one change: a comparison turned, a constant off by one, + and
-- exchanged, a `not` or an argument left out, a statement such as `model.train()` left
-out. The tests of the chapter should fail for each; a mutant that they let pass, a
-survivor, is code that no test holds, or a change that makes no difference. Each is
-tried in a copy of the course, which is deleted afterwards; here nothing changes.
+A mutant is a module with one change: `<` to `<=`, a constant off by one, + to -, or a
+`not`, an argument or a statement such as `model.train()` left out. The tests of the
+chapter should fail for each mutant. If they pass, it survives: either no test checks
+this code, or the change makes no difference. All this happens in a copy of the course,
+which is deleted afterwards; nothing changes here.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent  # not of tools.export: see `_tests_pass`
-EXPORTED = "Exported from "  # stands in the docstring of each exported module
+ROOT = Path(__file__).resolve().parent.parent  # not imported: see `_tests_pass`
+EXPORTED = "Exported from "  # in the docstring of each exported module
 COMPARISONS = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -52,7 +52,7 @@ OPERATORS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module's text with one change: the line it is in, before and after."""
+    """The text of a module with one change: its line, and the code before and after."""
 
     line: int
     before: str
@@ -75,7 +75,7 @@ def mutants_of(source: str) -> list[Mutant]:
             end = starts[node.end_lineno - 1] + node.end_col_offset
             old, new = whole[begin:end].decode(), ast.unparse(other)
             if isinstance(other, ast.expr):
-                new = f"({new})"  # it may stand to the left of a `*`
+                new = f"({new})"  # it may be to the left of a `*`
             text = (whole[:begin] + new.encode() + whole[end:]).decode()
             with contextlib.suppress(SyntaxError):
                 if ast.dump(ast.parse(text)) != original:
@@ -87,7 +87,7 @@ def mutants_of(source: str) -> list[Mutant]:
 
 
 def _code_of(node: ast.AST) -> Iterator[ast.AST]:
-    """What can be changed below a node: no texts, and no types of arguments."""
+    """The nodes below a node that can be changed: no texts, no types of arguments."""
     for name, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
             if (
@@ -100,7 +100,7 @@ def _code_of(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _changes_of(node: ast.AST) -> Iterator[tuple[ast.AST, tuple[str, str] | None]]:
-    """What may stand instead of a node, and words for it if its text is too long."""
+    """What may replace a node, and words for it if its text is too long."""
     other = copy.deepcopy(node)
     match other:
         case ast.Compare(ops=[first, *rest]):
@@ -138,7 +138,7 @@ def modules_of(chapter: str, root: Path = ROOT) -> list[Path]:
 
 
 def copy_of_course(folder: Path) -> Path:
-    """Copy the course into a folder, as it stands here; its data are linked to."""
+    """Copy the course into a folder as it is now, with a link to its data."""
     leave_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "data")
     shutil.copytree(ROOT, folder / "course", ignore=leave_out, symlinks=True)
     os.symlink(ROOT / "data", folder / "course/data", target_is_directory=True)
@@ -146,16 +146,16 @@ def copy_of_course(folder: Path) -> Path:
 
 
 def _tests_pass(root: Path, tests: list[str]) -> None:
-    """Run tests in a copy of the course; the process ends with pytest's verdict."""
+    """Run tests in a copy of the course; the process exits with pytest's status."""
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
     os.chdir(root)
     sys.path[0] = os.environ["PYTHONPATH"] = str(root)
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # or a mutant's could outlive it
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # or a mutant's would stay behind
     sys.dont_write_bytecode = True
     for name in [name for name in sys.modules if name.partition(".")[0] == "tools"]:
-        del sys.modules[name]  # the tests shall import the copy's
+        del sys.modules[name]  # the tests must import the copy's
     import pytest
 
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:nbval"]
@@ -164,7 +164,7 @@ def _tests_pass(root: Path, tests: list[str]) -> None:
 
 
 def verdict(root: Path, tests: list[str], limit: float) -> str:
-    """Whether the tests pass in a copy: "passed", "failed" or "too long"."""
+    """What the tests say in a copy: "passed", "failed" or "too long"."""
     kinds = multiprocessing.get_all_start_methods()
     start = multiprocessing.get_context("fork" if "fork" in kinds else "spawn")
     running = start.Process(target=_tests_pass, args=(root, tests))
@@ -180,7 +180,7 @@ def verdict(root: Path, tests: list[str], limit: float) -> str:
 def try_mutants(
     root: Path, path: Path, mutants: list[Mutant], tests: list[str]
 ) -> list[Mutant]:
-    """Those of the mutants of a module in a copy that its tests let pass."""
+    """The mutants of a module that survive its tests, tried in a copy."""
     original, begin = path.read_text(encoding="utf-8"), time.monotonic()
     if verdict(root, tests, limit=3600) != "passed":
         raise ValueError(f"without any mutant the tests fail: {' '.join(tests)}")
@@ -202,13 +202,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status is 1 if a mutant survived."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("chapter", help="such as ch03 or appendix_e")
-    parser.add_argument("--module", help="of this one only, such as weights")
-    parser.add_argument("--sample", type=int, help="try so many of each module")
-    parser.add_argument("--seed", type=int, default=1, help="which ones")
+    parser.add_argument("--module", help="only this module, such as weights")
+    parser.add_argument("--sample", type=int, help="how many mutants of each module")
+    parser.add_argument("--seed", type=int, default=1, help="draws the sample")
     parser.add_argument("--tests", nargs="+", help="instead of the chapter's own")
     options = parser.parse_args(arguments)
     with contextlib.suppress(ImportError):
-        # once, for all that are forked from here
+        # once, for all processes that are forked from here
         import hypothesis  # noqa: F401
         import nbval.plugin  # noqa: F401
         import pytest  # noqa: F401
