@@ -1,10 +1,9 @@
 """How pytest runs the course: tests without network, notebooks against their outputs.
 
-nbval compares text exactly. Processors differ in the last digit of a sum, so here a
-decimal may differ by one unit in its last printed place; integers, words, shapes and
-drawings (which are text inside) must not differ at all. Progress bars, warnings
-(stderr) and figures are not compared. A cell that was never run fails instead of
-passing silently.
+nbval compares text exactly. But processors differ in the last digit of a sum, so here a
+decimal may differ by one unit in its last printed place. Integers, words, shapes and
+drawings (which are text inside) may not differ at all. Progress bars, warnings (stderr)
+and figures are not compared. A cell that was never run fails.
 """
 
 import os
@@ -14,13 +13,13 @@ import socket
 import pytest
 from nbval.plugin import IPyNbCell
 
-# Two threads that spin while they wait are many times slower beside a busy process.
+# Two threads that spin while they wait become many times slower beside a busy process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# nbval reads a cell's messages when the cell has ended, and of some thousand the last
-# are lost: so progress bars, which send the most, report every ten seconds only.
+# nbval reads a cell's messages after the cell has ended, and of some thousand it loses
+# the last. Progress bars send the most, so they report only every ten seconds.
 os.environ.setdefault("TQDM_MININTERVAL", "10")
 
-# What takes longest begins first where two processes share the files among them.
+# If two processes share the files, those that take longest start first.
 LONGEST_FIRST = [
     *("instructions.ipynb", "training.ipynb", "pretraining.ipynb", "lora.ipynb"),
     *("classification.ipynb", "test_exercises.py", "test_pretrain_run.py"),
@@ -29,7 +28,7 @@ LONGEST_FIRST = [
     *("test_tools_bundle.py", "gpt_model.ipynb", "modern_models.ipynb"),
 ]
 
-# The exercises are made from the solutions, which are run; their answers are blank.
+# The exercises have blank answers; the solutions, which they are made from, are run.
 collect_ignore_glob = ["*/exercises.ipynb"]
 
 DECIMAL = re.compile(r"(?<![\w.])-?\d+\.(\d{2,})(?:e([-+]?\d+))?(?![\w.]*\w)")
@@ -49,7 +48,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Let a test reach no other machine; data that is only there is skipped."""
+    """Keep tests from other machines; if data is only there, a test is skipped."""
     usual = socket.getaddrinfo
 
     def look_up(host, *arguments, **others):
@@ -66,7 +65,7 @@ def pytest_itemcollected(item):
 
 
 class CourseCell(IPyNbCell):
-    """nbval's cell, with the course's idea of what counts as a difference."""
+    """A cell of nbval that compares outputs by the course's rules."""
 
     def runtest(self):
         if self.cell.execution_count is None and not self.options["skip"]:
@@ -88,7 +87,7 @@ class CourseCell(IPyNbCell):
 
 
 class TolerantText(str):
-    """Text that equals another one if only the last digits of decimals differ."""
+    """Text that equals another if only the last digits of decimals differ."""
 
     __hash__ = str.__hash__
 
@@ -100,7 +99,7 @@ class TolerantText(str):
 
 
 def steady(outputs):
-    """The outputs without progress bars and stderr, which are never the same twice."""
+    """The outputs without progress bars and stderr, which differ in every run."""
     return [
         output
         for output in outputs
@@ -109,10 +108,10 @@ def steady(outputs):
 
 
 def align_decimals(text: str, reference: str) -> str:
-    """`text`, with each decimal that is close enough to its partner replaced by it.
+    """`text`, with each decimal replaced by its partner if that is close enough.
 
-    Partners are the n-th decimal of `text` and the n-th of `reference`; "close enough"
-    is one unit in the last printed place, with the same number of places.
+    The partner of the n-th decimal of `text` is the n-th of `reference`. It is close
+    enough if it has as many places and differs by at most one unit in the last.
     """
     partners = DECIMAL.finditer(reference)
 
@@ -124,7 +123,7 @@ def align_decimals(text: str, reference: str) -> str:
 
 
 def is_close(left: re.Match, right: re.Match) -> bool:
-    """Whether two decimals show the same places and differ by at most the last one."""
+    """Whether two decimals have as many places and are at most one unit apart."""
     if len(left[1]) != len(right[1]) or (left[2] is None) != (right[2] is None):
         return False
     exponent = max(int(left[2] or 0), int(right[2] or 0))

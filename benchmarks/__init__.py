@@ -1,4 +1,4 @@
-"""Speed, always beside a named peer in the same run: `python -m benchmarks`."""
+"""Speed beside named peers, measured in the same run: `python -m benchmarks`."""
 
 import importlib
 import importlib.util
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from shared.ch04 import GPT_CONFIG_124M
 
-# GPT-2's smallest size, and one of a quarter of its parameters.
+# GPT-2's smallest size, and a model with a quarter of its parameters.
 SIZES = {
     name: {**GPT_CONFIG_124M, "drop_rate": 0.0, "qkv_bias": True, **changes}
     for name, changes in {
@@ -30,7 +30,7 @@ PEERS = {  # the module of each peer, and how to get it
 }
 
 
-KINDS = {  # of PyTorch's operations, by parts of their names
+KINDS = {  # kinds of PyTorch's operations, by parts of their names
     "matrix products": ("mm", "mkl_linear"),
     "attention": ("attention",),
     "optimizer": ("adam",),
@@ -38,7 +38,7 @@ KINDS = {  # of PyTorch's operations, by parts of their names
 
 
 def find_peer(name: str) -> bool:
-    """Whether a peer is installed; if not, a line says how to get it."""
+    """Whether a peer is installed; if not, print how to get it."""
     module, remedy = PEERS[name]
     if importlib.util.find_spec(module) is None:
         print(f"without {name}, which is not installed: {remedy}")
@@ -58,7 +58,7 @@ def choose_device() -> torch.device:
 def take_turns(
     contestants: dict[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> pd.DataFrame:
-    """Seconds of each contestant in each round, after a round that is not counted."""
+    """Seconds of each contestant in each round; a first round is not counted."""
     rows = []
     for _ in tqdm(range(rounds + 1), unit="round", leave=False):
         row = {}
@@ -75,10 +75,10 @@ def take_turns(
 def summary(
     seconds: pd.DataFrame, tokens: int, limits: dict[str, float]
 ) -> pd.DataFrame:
-    """Rates, how far they spread, ratios to the peers, and the share of the limit.
+    """Rates, their range, ratios to the peers, and the share of the limit.
 
-    A ratio is taken within each round, and its median over the rounds is shown: what
-    disturbs one round disturbs both of a pair. `limits` are tokens a second, by name
+    A ratio is computed within each round, because a disturbance affects both of a pair;
+    the table shows the median over the rounds. `limits` are tokens a second by the name
     of the contestant; "" is for all others.
     """
     rates = tokens / seconds
@@ -93,10 +93,10 @@ def summary(
 
 
 def where_time_goes(run: Callable[[], object], **work: float) -> pd.DataFrame:
-    """The share that each kind of operation has of a run's time on a CPU.
+    """How much of a run's time each kind of operation takes on a CPU.
 
-    `work` is what the matrix products have to do, by its unit: 10^9 of it a second
-    are shown beside them.
+    `work` is what the matrix products have to do, by unit, such as GFLOP/s; the table
+    shows how much of it, in 10^9, they did in a second.
     """
     with profile(activities=[ProfilerActivity.CPU]) as record:
         start = time.perf_counter()

@@ -5,8 +5,8 @@
     python -m benchmarks --quick             small models, few rounds
     python -m benchmarks --json PATH         the tables as JSON, too
 
-Run it where nothing else runs. Peers that are not installed are left out, with a line:
-`transformers` comes with requirements.txt, the book's own code with
+Run it when nothing else runs. If a peer is not installed, a line says so and it is left
+out. `transformers` comes with requirements.txt, the book's own code with
 `pip install --no-deps -r requirements-benchmarks.txt`.
 """
 
@@ -61,7 +61,7 @@ SUBJECTS: dict[str, Callable[[bool], dict[str, pd.DataFrame]]] = {
 
 
 def machine() -> dict[str, object]:
-    """What the tables were measured on."""
+    """The machine that the tables were measured on."""
     device = choose_device()
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
     return {
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("subjects", nargs="*", metavar="subject", default=[])
-    parser.add_argument("--quick", action="store_true", help="small and few")
+    parser.add_argument("--quick", action="store_true", help="small models, few rounds")
     parser.add_argument("--json", type=Path, help="write the tables here, too")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.subjects if name not in SUBJECTS]

@@ -3,11 +3,11 @@
     python benchmarks/bpe.py             one to two minutes
     python benchmarks/bpe.py --quick     one round, some 20 seconds
 
-The contestants take turns, round after round, so that whatever else the machine does
-meets all of them; the tables show medians, and how many times as long as ours each
-took. The text comes from the corpus of the mirror (`LLM_COURSE_MIRROR`), a little of
-each file in turn, or else it is the short story over and over: then every word after
-the first 20 kB is an old one, which flatters whoever counts or remembers words.
+The contestants take turns, round after round, so that anything else on the machine
+disturbs all of them. The tables show medians, and each time divided by ours. The text
+is a little of each file of the mirror's corpus (`LLM_COURSE_MIRROR`). Without a mirror
+it is the short story again and again; then every word after the first 20 kB is known,
+which flatters contestants that count or remember words.
 """
 
 import argparse
@@ -39,9 +39,9 @@ ROUNDS = 5
 MEGABYTE = 1_000_000
 DOCUMENT_END = END_OF_TEXT + "\n"
 TASKS = [(200_000, 512), (MEGABYTE, 2_000), (5 * MEGABYTE, 10_000)]
-# The story has no more pairs to merge.
+# Then the story has no more pairs to merge.
 LARGEST_VOCABULARY = 1_900 if not os.environ.get("LLM_COURSE_MIRROR") else 10_000
-# Every merge takes the plain trainer the same time, so a few of them are enough.
+# Every merge takes the plain trainer the same time, so a few are enough.
 PLAIN_TRAINING = {"bytes": 200_000, "merges": 8}
 PLAIN_ENCODING = 50_000  # characters
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def load_text(n_bytes: int) -> tuple[str, str]:
-    """A text of about so many bytes, and what it is."""
+    """A text of about `n_bytes` bytes, and where it is from."""
     mirror = os.environ.get("LLM_COURSE_MIRROR")
     files = sorted(Path(mirror, "corpus").glob("*.txt.xz")) if mirror else []
     if not files:
@@ -74,12 +74,12 @@ def load_text(n_bytes: int) -> tuple[str, str]:
 
 
 def documents(text: str) -> list[str]:
-    """The documents of a text; Rust's library spreads them over the cores."""
+    """The documents of a text; the Rust library spreads them over the cores."""
     return text.split(DOCUMENT_END)
 
 
 def race(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contestant; all of them run once in every round."""
+    """Median seconds of each contestant; in every round each runs once."""
     times = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
@@ -151,7 +151,7 @@ def training_table(text: str, rounds: int) -> pd.DataFrame:
 
 
 def encoding_table(text: str, rounds: int) -> pd.DataFrame:
-    """Megabytes per second of each contestant, which all give the same ids."""
+    """Megabytes per second of each contestant; all give the same ids."""
     gpt2, tiktoken = BPETokenizer.from_gpt2(), get_tokenizer()
     with tempfile.TemporaryDirectory() as folder:
         gpt2.save(Path(folder, "tokenizer.json"))

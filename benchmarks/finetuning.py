@@ -2,12 +2,12 @@
 
     python -m benchmarks finetuning [--quick]
 
-A run is an epoch: the same weights to begin with, the same texts, batches of 8,
-evaluation left out. The book pads messages to the longest of all and reads the last
-place, makes logits for every token, and has AdamW's default loop; its output head is
-not tied. Without its package, our model takes its place in its loop. "ours" is appendix
-F's way; in chapter 6, where the last block, the final norm and the head learn, it reads
-all messages anew in its first epoch, and "later" epochs find what is frozen at hand.
+A run is one epoch without evaluation, with the same initial weights, the same texts and
+batches of 8. The book pads messages to the longest of all and reads the last position,
+computes logits for every token, and uses AdamW's default loop; its output head is not
+tied. Without its package, our model runs in the book's loop. "ours" is appendix F's
+way. In chapter 6 the last block, the final norm and the head learn. There "ours" reads
+all messages in the first epoch and keeps what the frozen blocks compute for later ones.
 """
 
 import copy
@@ -48,7 +48,7 @@ BATCH = 8
 def epoch(
     model: nn.Module, loader: Iterable, loss_of: Callable, fused: bool | None = True
 ) -> Callable[[], float]:
-    """A function that goes through a loader once, and returns the mean loss."""
+    """A function that goes through a loader once and returns the mean loss."""
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=5e-5, weight_decay=0.1, fused=fused)
     device = learning[0].device
@@ -68,7 +68,7 @@ def epoch(
 
 
 def book_model(base: GPTModel) -> tuple[str, nn.Module]:
-    """The base in the book's classes, or, without them, in ours; and its name."""
+    """The base model in the book's classes, or in ours without them; and its name."""
     if not find_peer("book"):
         return "like the book", copy.deepcopy(base)
     device = base.tok_emb.weight.device
@@ -78,7 +78,7 @@ def book_model(base: GPTModel) -> tuple[str, nn.Module]:
 
 
 def last_token_loss(inputs, targets, model, device) -> torch.Tensor:
-    """The book's loss of section 6.7: of all logits, those of the last place."""
+    """The book's loss of section 6.7: only the logits of the last position count."""
     logits = model(inputs.to(device))[:, -1]
     return nn.functional.cross_entropy(logits, targets.to(device))
 
@@ -130,7 +130,7 @@ def instruction_runs(
 
 
 def per_epoch(seconds: pd.DataFrame) -> pd.DataFrame:
-    """Seconds of an epoch, and how many times the last contestant's rate that is."""
+    """Seconds of an epoch, and how many times as fast as the last contestant it is."""
     ratios = seconds.rdiv(seconds.iloc[:, -1], axis=0)
     table = pd.DataFrame({"seconds": seconds.median()})
     table["from"], table["to"] = seconds.min(), seconds.max()
@@ -140,7 +140,7 @@ def per_epoch(seconds: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(quick: bool) -> dict[str, pd.DataFrame]:
-    """Seconds of an epoch of each chapter; quick: few texts, one round."""
+    """Seconds of an epoch of each chapter; `quick`: few texts, one round."""
     keep_freed_memory()
     device, rounds = choose_device(), 1 if quick else 3
     base = load_base(device)

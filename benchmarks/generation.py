@@ -3,9 +3,9 @@
     python -m benchmarks generation [--quick]
 
 "ours" is appendix F's way, "ours, chapter 5" the simple loop with its cache. The book's
-loop has no cache: the one in its package stops with an error. A limit is what bytes and
-multiplications allow, whichever is less; int8 has a quarter of the bytes. Its error is
-stated in the appendix.
+loop has no cache, because the one in its package stops with an error. A limit is what
+bytes or multiplications allow, whichever is less; int8 has a quarter of the bytes. The
+appendix measures its error.
 """
 
 from collections.abc import Callable
@@ -70,14 +70,14 @@ def generation_runs(
 def tokens_limit(
     cfg: GPTConfig, texts: int, limits: dict[str, float], name: str, n_bytes: int
 ) -> float:
-    """Tokens a second, if each weight was fetched once for all texts of a step."""
+    """Tokens a second if each weight is fetched once for all texts of a step."""
     C, L, V = cfg["emb_dim"], cfg["n_layers"], cfg["vocab_size"]
     P = 12 * L * C**2 + V * C
     return min(texts * limits["bytes"] / (n_bytes * P), limits[name] / (2 * P))
 
 
 def passes_work(cfg: GPTConfig, texts: int, new: int, n_bytes: int) -> dict[str, float]:
-    """Bytes of the matrices and operations of their products, in all passes."""
+    """Bytes of the matrices, and operations of their products, in all passes."""
     C, L, V = cfg["emb_dim"], cfg["n_layers"], cfg["vocab_size"]
     blocks, head = 12 * L * C**2, V * C
     read = texts * (PROMPT_TOKENS + new - 1)
@@ -88,7 +88,7 @@ def passes_work(cfg: GPTConfig, texts: int, new: int, n_bytes: int) -> dict[str,
 
 
 def tables(quick: bool) -> dict[str, pd.DataFrame]:
-    """Tokens a second for one text and for many; quick: the small model, few tokens."""
+    """Tokens a second for one text and for many; `quick`: a small model, few tokens."""
     device = choose_device()
     peers = tuple(name for name in ("transformers", "book") if find_peer(name))
     limits = measure_limits(device, quick)

@@ -2,7 +2,7 @@
 
     python -m benchmarks limits [--quick]
 
-The other tables state what share of them each contestant reaches.
+The other tables say what share of these limits each contestant reaches.
 """
 
 import time
@@ -17,7 +17,7 @@ MEMORY_BYTES = 2**28
 
 
 def read_rate(device: torch.device, seconds: float) -> float:
-    """The most bytes a second that the sum of a large array has fetched."""
+    """The most bytes a second that the sum of a large array fetches."""
     large = torch.ones(MEMORY_BYTES // 4, device=device)
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end or best == 0:
@@ -32,13 +32,13 @@ def measure_limits(device: torch.device, quick: bool = False) -> dict[str, float
     seconds = 0.3 if quick else 2.0
     limits = {"float32": matmul_flops(device, torch.float32, seconds)}
     bfloat16 = matmul_flops(device, torch.bfloat16, seconds)
-    if bfloat16 > 1.2 * limits["float32"]:  # else it is converted to and fro
+    if bfloat16 > 1.2 * limits["float32"]:  # or else it is only converted
         limits["bfloat16"] = bfloat16
     return limits | {"bytes": read_rate(device, seconds)}
 
 
 def as_table(limits: dict[str, float]) -> pd.DataFrame:
-    """What `measure_limits` returned, with its units."""
+    """The result of `measure_limits` with units."""
     units = {"float32": "GFLOP/s", "bfloat16": "GFLOP/s", "bytes": "GB/s read"}
     names = [f"{name}, {units[name]}" for name in limits]
     values = [value / 1e9 for value in limits.values()]

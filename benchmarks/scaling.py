@@ -1,4 +1,4 @@
-"""What training the course's GPT costs at any size: predicted by formula, and counted.
+"""What training the course's GPT costs at any size, by formula and by counting.
 
     python benchmarks/scaling.py              all tables but the last two
     python benchmarks/scaling.py flops        operations per token
@@ -9,8 +9,9 @@
     python benchmarks/scaling.py freed        a CPU step with and without freed memory
     python benchmarks/scaling.py stages       with the whole vocabulary and a part of it
 
-All but the last two count and compute, so they print the same on any machine. Those
-take time: run them where nothing else runs. docs/scaling.md explains the tables.
+All but the last two only count and compute, so they print the same on any machine. The
+last two are timings: run them when nothing else runs. docs/scaling.md explains the
+tables.
 """
 
 import argparse
@@ -60,7 +61,7 @@ FP32, BF16 = 4, 2  # bytes
 
 
 def meta_model(cfg):
-    """A model whose tensors have shapes, but no numbers."""
+    """A model whose tensors have shapes but no numbers."""
     with torch.device("meta"):
         return GPTModel(cfg)
 
@@ -71,7 +72,7 @@ def count_parameters(model):
 
 
 def flops_table(sizes):
-    """The trainer's formula beside what PyTorch counts, forward and backward."""
+    """The trainer's formula and PyTorch's count, forward and backward."""
     rows = {}
     for name, cfg in sizes.items():
         model, T = meta_model(cfg), cfg["context_length"]
@@ -94,12 +95,12 @@ def flops_table(sizes):
 def predict_activations(cfg, bf16):
     """Bytes per token that the forward pass keeps: in a block, and in the whole model.
 
-    In a block, in units of C: two inputs of norms (always fp32: the residual stream);
-    the norms' outputs; queries, keys, values; the heads' outputs; 4 before GELU and 4
-    after it. Autocast makes one bf16 copy of the first norm's output for each of the
-    three layers that read it. Small parts are the norms' two statistics each and the
-    softmax's one per head. Behind the blocks: the last norm, the loss's
-    log-probabilities (V, fp32), and the ids and targets.
+    A block keeps, in units of C: the two inputs of norms (the residual stream, always
+    fp32); the norms' outputs; queries, keys, values; the heads' outputs; 4 before GELU
+    and 4 after it. Autocast makes one bf16 copy of the first norm's output for each of
+    the three layers that read it. Each norm also keeps two statistics, and the softmax
+    one per head. After the blocks come the last norm, the log-probabilities of the loss
+    (V, fp32), and the ids and targets.
     """
     C, H, V = cfg["emb_dim"], cfg["n_heads"], cfg["vocab_size"]
     if bf16:
@@ -129,13 +130,13 @@ def count_saved_bytes(objective, T, bf16):
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
-        loss = objective(ids, ids)  # it holds what was saved: addresses stay unique
+        loss = objective(ids, ids)  # it keeps what was saved, so addresses stay unique
         del loss
     return sum(saved.values())
 
 
 def activations_table(sizes):
-    """Bytes that a forward pass keeps: per token, and per parameter."""
+    """Bytes that a forward pass keeps, per token and per parameter."""
     rows = {}
     for name, cfg in sizes.items():
         torch.manual_seed(123)
@@ -182,7 +183,7 @@ def states_table(sizes):
 
 
 def checkpoint_table():
-    """What the trainer writes for a small model, beside 12 bytes per parameter."""
+    """What the trainer writes for a small model, and 12 bytes per parameter."""
     cfg = {**SMALL, "emb_dim": 64, "n_heads": 1, "n_layers": 2}
     rows = {}
     for tied in (False, True):
@@ -212,7 +213,7 @@ def checkpoint_table():
 
 
 def format_days(days):
-    """Days, or hours where there are few."""
+    """Days; if they are few, hours or minutes."""
     if days < 0.95 / 24:
         return f"{days * 24 * 60:.0f} min"
     return f"{days * 24:.1f} h" if days < 2 else f"{days:,.1f} d"
@@ -237,7 +238,7 @@ def days_table():
 
 
 def exchange_table():
-    """Time to sum the gradients, as a share of a step's time for computing.
+    """Time to add up the gradients, as a share of a step's computing time.
 
     A ring sends 2 (N - 1) / N of the gradients' bytes through each GPU: Patarasuk and
     Yuan (2009). DDP sends them in fp32, once a step.
@@ -258,7 +259,7 @@ def exchange_table():
 
 
 def fit_table():
-    """Bytes on each GPU: what does not depend on the batch, and one sequence."""
+    """Bytes on each GPU: the part that does not depend on the batch, and a sequence."""
     rows = {}
     for name, cfg in {"1558M": GPT2["1558M"], "6.7B": LARGE}.items():
         model = meta_model(cfg)
@@ -288,8 +289,8 @@ def fit_table():
 def take_steps(connection, cfg, batch, context, vocabulary=None, keep=True):
     """A process that makes a training step whenever it is asked.
 
-    Its tokens are drawn as often as in real text, by Zipf's law: the k-th commonest
-    1 / k times as often as the commonest.
+    Its tokens are as frequent as in real text, by Zipf's law: the k-th most common
+    appears 1 / k times as often as the most common.
     """
     if keep:
         keep_freed_memory()
@@ -311,7 +312,7 @@ def take_steps(connection, cfg, batch, context, vocabulary=None, keep=True):
 
 
 def in_turn(plans, rounds):
-    """The median seconds of a step of each plan; its processes make them in turn."""
+    """The median seconds of a step of each plan; the processes take turns."""
     context = multiprocessing.get_context("spawn")
     connections, seconds = {}, {name: [] for name in plans}
     for name, arguments in plans.items():
@@ -334,7 +335,7 @@ def in_turn(plans, rounds):
 
 
 def freed_table(rounds):
-    """Two processes, one of which keeps freed memory."""
+    """Seconds of a step with and without keeping freed memory."""
     step = {"cfg": SMALL, "batch": 4, "context": 256}
     seconds = in_turn(
         {"given back": {**step, "keep": False}, "kept": {**step, "keep": True}}, rounds
@@ -343,7 +344,7 @@ def freed_table(rounds):
 
 
 def stages_table(rounds):
-    """Tokens per second of the base model, 1,024 tokens a step."""
+    """Tokens per second of the base model, with 1,024 tokens a step."""
     plans = {
         (
             f"{batch} x {context}",

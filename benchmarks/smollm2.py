@@ -1,10 +1,10 @@
-"""SmolLM2 by the course's code, its weights stored in several ways, on a CPU.
+"""SmolLM2 in the course's code on a CPU, with weights stored in several ways.
 
     python -m benchmarks smollm2 [--quick]
 
-Greedy text, one text at a time, beside transformers, which reads the same file. The
-limit is the memory's speed divided by the bytes of weights that a token has to read,
-or what multiplications allow, whichever is less. bfloat16 takes part where the
+It writes greedy text, one text at a time, beside transformers, which reads the same
+file. The limit is the memory's speed divided by the bytes of weights that a token has
+to read, or what multiplications allow, whichever is less. bfloat16 takes part if the
 processor multiplies it faster than float32.
 """
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def our_step(model: nn.Module, room: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function that reads the next ids of a text, and scores what may follow."""
+    """A function that reads the next ids of a text and returns logits."""
     cache = model.new_cache(room)
     return lambda ids: model.out_head(model.features(ids, cache)[:, -1])
 
@@ -40,14 +40,14 @@ def their_step(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 @torch.no_grad()
 def write(step: Callable[[torch.Tensor], torch.Tensor], tokens: int) -> None:
-    """So many tokens after the first one, each the likeliest."""
+    """Write `tokens` tokens after the first one, always the likeliest."""
     idx = torch.ones(1, 1, dtype=torch.long)  # <|im_start|>
     for _ in range(tokens):
         idx = step(idx).argmax(-1, keepdim=True)
 
 
 def load_models(with_bfloat16: bool) -> dict[str, nn.Module]:
-    """The same weights, stored in several ways."""
+    """Models with the same weights, stored in several ways."""
     metadata, stored = read_gguf(data.get("smollm2"))
     model = llama_from_gguf(metadata, stored)
     models = {"ours, float32": model}
@@ -68,7 +68,7 @@ def load_peer() -> nn.Module:
 
 
 def tables(quick: bool) -> dict[str, pd.DataFrame]:
-    """Tokens a second, and what memory allows."""
+    """Tokens a second, and the limit."""
     tokens, rounds = (8, 1) if quick else (64, 5)
     machine = measure_limits(CPU, quick)
     models = load_models(with_bfloat16="bfloat16" in machine)

@@ -2,10 +2,10 @@
 
     python -m benchmarks training [--quick]
 
-All have GPT-2's shapes, AdamW, and the same tokens; ours and transformers' head is
-tied, the book's is not. "ours" is appendix F's step, "ours, chapter 5" the plain loss.
-The book trains in float32 with AdamW's default loop, here too. The limit counts the
-matrix products alone. Freed memory is kept for all.
+All have GPT-2's shapes, AdamW and the same tokens. The heads of ours and transformers
+are tied, the book's is not. "ours" is appendix F's step, "ours, chapter 5" uses the
+plain loss. The book trains in float32 with AdamW's default loop, as it does here. The
+limit counts only the matrix products. All contestants keep freed memory.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ TASKS = {"124M": (2, 256), "30M": (4, 256)}  # batch, context
 
 
 def transformers_model(cfg: GPTConfig) -> nn.Module:
-    """GPT-2 of `transformers`, of the same shapes and without dropout."""
+    """GPT-2 of `transformers`, with the same shapes and without dropout."""
     from transformers import GPT2Config, GPT2LMHeadModel  # takes seconds
 
     return GPT2LMHeadModel(
@@ -59,7 +59,7 @@ def steps(
     dtype: torch.dtype,
     peers: tuple[str, ...],
 ) -> dict[str, Callable[[], float]]:
-    """One training step of each contestant, as functions that return the loss."""
+    """A training step of each contestant, as a function that returns the loss."""
     torch.manual_seed(123)
     ids = torch.randint(cfg["vocab_size"], (batch, context + 1), device=device)
     inputs, targets = ids[:, :-1], ids[:, 1:]
@@ -110,13 +110,13 @@ def steps(
 
 
 def token_operations(cfg: GPTConfig) -> int:
-    """Operations of the matrix products of a training step, for each token."""
+    """Operations per token of the matrix products of a training step."""
     C, L, V = cfg["emb_dim"], cfg["n_layers"], cfg["vocab_size"]
     return 6 * (12 * L * C**2 + V * C)
 
 
 def tables(quick: bool) -> dict[str, pd.DataFrame]:
-    """Tokens a second: a table for each size and precision; quick: the small one."""
+    """Tokens a second, for each size and precision; `quick`: only the small size."""
     keep_freed_memory()
     device = choose_device()
     peers = tuple(name for name in ("transformers", "book") if find_peer(name))
