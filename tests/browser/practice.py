@@ -225,7 +225,13 @@ WIDGETS = {
                 "PUBLISHED =",
                 ".bpe import",
             ],
-            *["story_words =", "def train_on", "tokenizer = BPETok", "gpt2 = BPETok"],
+            *[
+                "story_words =",
+                "def train_on",
+                "def encode_word",
+                "class BPETokenizerWords",
+            ],
+            *["tokenizer = BPETok", "gpt2 = BPETok"],
         ],
         [
             press("ArrowLeft", 0),
