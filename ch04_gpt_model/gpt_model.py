@@ -92,7 +92,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention, then a feed-forward network: each after a norm, inside a shortcut.
 
-    (B, T, C) -> (B, T, C). With a `KVCache`, x holds only the T newest tokens.
+    (B, T, C) -> (B, T, C).
 
     Source: Radford et al. (2019), section 2.3.
     """
@@ -113,6 +113,7 @@ class TransformerBlock(nn.Module):
         self.drop_shortcut = nn.Dropout(cfg["drop_rate"])
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C); with a `KVCache`, x holds only the newest tokens."""
         x = x + self.drop_shortcut(self.att(self.norm1(x), cache))  # eq. 4.5, left
         return x + self.drop_shortcut(self.ff(self.norm2(x)))  # eq. 4.5, right
 
@@ -167,7 +168,7 @@ class GPTModel(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Give every parameter the value that GPT-2 starts training with, in place."""
+        """Give every parameter an initial value like GPT-2's, in place."""
         if self.cfg.get("tie_weights", False):
             self.out_head.weight = self.tok_emb.weight
         for name, parameter in self.named_parameters():
@@ -202,10 +203,7 @@ class GPTModel(nn.Module):
         return self.out_head(self.features(in_idx, cache))  # (B, T, V)
 
     def new_cache(self, max_length: int | None = None) -> list[KVCache]:
-        """An empty `KVCache` for each block, for one batch of texts.
-
-        There is room for `max_length` tokens, by default for the whole context.
-        """
+        """An empty `KVCache` for each block; `max_length` defaults to the context."""
         longest = self.cfg["context_length"]
         max_length = longest if max_length is None else max_length
         check_length("max_length", max_length, longest)

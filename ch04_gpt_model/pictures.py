@@ -111,8 +111,8 @@ def block() -> Drawing:
     d.text(20, 176, "residual stream (B, T, C)", anchor="start")
     d.text(700, 176, "to the next block", anchor="end")
     for x, name, color, note in (
-        (60, "attention", "blue", "what other tokens know"),
-        (385, "feed-forward", "orange", "what a token makes of it"),
+        (60, "attention", "blue", "gathers from earlier tokens"),
+        (385, "feed-forward", "orange", "each token by itself"),
     ):
         norm = d.box(x, 65, "layer norm", color="green", width=90, height=44)
         part = d.box(x + 125, 65, name, color=color, width=105, height=44)
