@@ -24,7 +24,7 @@ LONGEST_FIRST = [
     *("instructions.ipynb", "training.ipynb", "pretraining.ipynb", "lora.ipynb"),
     *("classification.ipynb", "test_exercises.py", "test_pretrain_run.py"),
     "test_bad_days.py",
-    *("smollm2.ipynb", "speed.ipynb", "test_ch08_smollm2.py"),
+    *("smollm2.ipynb", "speed.ipynb", "writing.ipynb", "test_ch08_smollm2.py"),
     *("test_tools_bundle.py", "gpt_model.ipynb", "modern_models.ipynb"),
 ]
 

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from shared.appendix_f import generate_fast, quantised, speculate
 from shared.ch02 import get_tokenizer
@@ -25,8 +27,53 @@ TINY = {
 N_NEW = 40
 
 
+def _counted(cfg: GPTConfig, batch: int, length: int, frozen: int) -> int:
+    """Operations of the matrix products of a step, as PyTorch counts them."""
+    model = GPTModel(cfg)
+    for part in (model.tok_emb, model.pos_emb, *model.trf_blocks[:frozen]):
+        part.requires_grad_(False)
+    ids = torch.zeros(batch, length, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(counts.get(n, 0) for n in (torch.ops.aten.mm, torch.ops.aten.addmm))
+
+
+@checked("F.1", wants="one number")
+def step_operations(answer: Callable) -> None:
+    """As many operations as PyTorch counts, on small models with frozen blocks."""
+    for change in {}, {"qkv_bias": False}, {"vocab_size": 30, "n_layers": 2}:
+        cfg = {**TINY, **change}
+        C, V, L = cfg["emb_dim"], cfg["vocab_size"], cfg["n_layers"]
+        for batch, length, frozen in ((2, 5, 0), (2, 5, 1), (1, 7, L)):
+            found = number(answer(cfg, batch, length, frozen))
+            wanted = _counted(cfg, batch, length, frozen)
+            tokens, block, head = batch * length, 12 * C**2, V * C
+            least = 2 * (frozen * block + (L - frozen) * block + head)
+            hint = "a weight that learns takes six operations for each token"
+            suspects = {
+                wanted / tokens: "that is for one token; there are batch * length",
+                tokens * least: "that is the forward pass alone",
+                wanted / 2: "a multiplication and an addition are two operations",
+                wanted + 6 * tokens * head: "an embedding is looked up, not multiplied",
+                wanted - 6 * tokens * head: "the output head is missing",
+                3 * tokens * least: "a frozen block has no backward pass",
+                wanted - 2 * tokens * frozen * block: "a frozen block has a forward "
+                "pass, and that takes two operations for each weight",
+            }
+            for suspect, reason in suspects.items():
+                if suspect != wanted and math.isclose(found, suspect, rel_tol=1e-6):
+                    hint = reason
+            assert math.isclose(found, wanted, rel_tol=1e-6), (
+                f"{batch} windows of {length} tokens, width {C}, {L} blocks of which "
+                f"{frozen} are frozen, and a vocabulary of {V} take {wanted:,} "
+                f"operations, not {found:,.10g}; {hint}"
+            )
+    print("Right: as many operations as PyTorch counts.")
+
+
 def _nbytes(model: GPTModel) -> int:
-    """Bytes of all that the blocks and the output head hold."""
+    """Bytes of everything that the blocks and the output head hold."""
     parts = (model.trf_blocks, model.out_head)
     return sum(t.nbytes for part in parts for t in part.state_dict().values())
 
@@ -61,9 +108,9 @@ def _check_bytes(count: Callable, cfg: GPTConfig, model: GPTModel, int8: bool) -
     )
 
 
-@checked("F.1", wants="one number")
+@checked("F.2", wants="one number")
 def tokens_per_second(count: Callable, rate: Callable) -> None:
-    """Bytes as the modules hold them, and equation F.4 with them."""
+    """Bytes as the modules hold them, and equation Fb.1 with them."""
     changes = {}, {"qkv_bias": False}, {"vocab_size": 30, "n_layers": 2}
     for change in changes:
         cfg = {**TINY, "emb_dim": 32, **change}
@@ -87,12 +134,12 @@ def tokens_per_second(count: Callable, rate: Callable) -> None:
     print("Right: as many bytes as the layers hold.")
 
 
-@checked("F.2", wants="the codes of the row and its scale", keeps=True)
+@checked("F.3", wants="the codes of the row and its scale", keeps=True)
 def quantise(answer: Callable) -> None:
-    """Whole numbers in range, the largest at its end, none off by over half a step."""
+    """Whole numbers in range, of which none is off by more than half a step."""
     generator = torch.Generator().manual_seed(2)
     rows = {
-        "the row of section F.13": torch.tensor([0.31, -0.02, 0.127, -0.254, 0, 0.09]),
+        "the row of section Fb.7": torch.tensor([0.31, -0.02, 0.127, -0.254, 0, 0.09]),
         "a row of 64 numbers": torch.randn(64, generator=generator),
         "a row with its largest number below zero": torch.tensor([0.5, -2.0, 0.25]),
         "a row of zeros": torch.zeros(4),
@@ -151,7 +198,7 @@ def base_and_texts() -> tuple[GPTModel, dict[str, list[int]]]:
 
 
 def _written(model: GPTModel, prompt: list[int], n: int) -> tuple[list[int], int]:
-    """The text with n new tokens, and how often the model was gone through."""
+    """The text with n new tokens, and how many passes through the model it took."""
     calls = []
     hook = model.final_norm.register_forward_hook(lambda *_: calls.append(1))
     try:
@@ -161,7 +208,7 @@ def _written(model: GPTModel, prompt: list[int], n: int) -> tuple[list[int], int
 
 
 def _known(text: list[int], start: int, places: range) -> int:
-    """New tokens that stood behind the same two tokens before, at such a place."""
+    """How many new tokens had followed the same two tokens before, at these places."""
     seen = {tuple(text[i : i + 3]): i for i in reversed(places)}  # the first place
     return sum(
         seen.get(tuple(text[i : i + 3]), i) < i for i in range(start - 2, len(text) - 2)
@@ -189,9 +236,9 @@ def _check_saved(answer: Callable, model, prompt: list[int], n: int, name: str) 
     elif found == n - calls * model.cfg["n_layers"]:
         hint = "you counted a layer of every block; each call goes through them all"
     elif found == len(text) - calls:
-        hint = "the prompt's tokens were there before"
+        hint = "the tokens of the prompt were there before"
     elif found == -wanted:
-        hint = "saved are the calls that were not needed: tokens less calls"
+        hint = "the calls that were not needed are wanted: tokens minus calls"
     elif wanted and math.isclose(found, wanted / n, rel_tol=1e-3):
         hint = "the number of calls is wanted, not their share"
     assert found == wanted, (
@@ -201,7 +248,7 @@ def _check_saved(answer: Callable, model, prompt: list[int], n: int, name: str) 
     return wanted
 
 
-@checked("F.3", wants="one number of calls")
+@checked("F.4", wants="one number of calls")
 def calls_saved(answer: Callable, predicted: Callable) -> None:
     """The calls that guesses save, on tiny models and on the base; any prediction."""
     predicted.wants = "the name of a text"

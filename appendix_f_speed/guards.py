@@ -1,4 +1,4 @@
-"""What appendix F refuses, and in which words."""
+"""What the functions of appendix F refuse, and in which words."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,7 +22,7 @@ __all__ = [
 def check_features(
     features: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int
 ) -> None:
-    """Refuse vectors, a head and targets that do not belong together."""
+    """Refuse vectors, a head and targets whose shapes do not fit."""
     check_counts(chunk=chunk)
     if features.shape[:-1] != targets.shape or features.shape[-1] != weight.shape[1]:
         raise ValueError(
@@ -31,15 +31,15 @@ def check_features(
             "(V, C) and (...)"
         )
     if not (targets != -100).any():
-        raise ValueError("no target counts: every one is -100")
+        raise ValueError("no target counts: all of them are -100")
 
 
 def check_bits(bits: int, linears: Mapping[str, nn.Linear]) -> None:
-    """Refuse numbers of bits for which there is no layer, and rows that do not fit."""
+    """Refuse bits for which there is no layer, and rows of a wrong length."""
     if bits not in (4, 8):
         raise ValueError(f"bits must be 8 or 4, not {bits!r}")
     for name, linear in linears.items():
-        if linear.in_features % 32:  # PyTorch's routines would read beyond its end
+        if linear.in_features % 32:  # PyTorch's routines would read beyond the row
             raise ValueError(
                 f"{name}: a row of {linear.in_features} numbers is no multiple of 32; "
                 "quantise a model whose emb_dim is one"
@@ -47,25 +47,25 @@ def check_bits(bits: int, linears: Mapping[str, nn.Linear]) -> None:
 
 
 def check_frozen(classifier) -> None:
-    """Refuse to keep what is never the same twice, or changes as the model learns."""
+    """Refuse to keep vectors that change from one pass to the next."""
     gpt = classifier.gpt
     rate = gpt.cfg["drop_rate"]
     if rate > 0:
         raise ValueError(
-            f"drop_rate {rate} makes every pass through a frozen block another one, so "
-            "none can be kept; finetune a model with drop_rate 0"
+            f"drop_rate {rate} changes what a frozen block computes in every pass, so "
+            "it cannot be kept; finetune a model with drop_rate 0"
         )
     if gpt.tok_emb.weight.requires_grad or gpt.pos_emb.weight.requires_grad:
         raise ValueError(
             "the embeddings learn, so nothing can be kept; freeze them first, for "
-            'instance with set_trainable(classifier, "last block")'
+            'example with set_trainable(classifier, "last block")'
         )
 
 
 def check_texts(
     model, prompts: Iterable[Sequence[int]], max_new_tokens: int, context_size: int
 ) -> list[list[int]]:
-    """The prompts as lists of ids; refuse what no text can be continued from."""
+    """The prompts as lists of ids; refuse those that no model can continue."""
     check_length("context_size", context_size, model.cfg["context_length"])
     texts = [torch.as_tensor(ids).tolist() for ids in prompts]
     V = model.cfg["vocab_size"]
@@ -74,8 +74,8 @@ def check_texts(
     for number, ids in enumerate(texts):
         if not isinstance(ids, list) or not ids:
             raise ValueError(
-                f"prompt {number} is {ids!r}; each must be a list of at least one id, "
-                "and <|endoftext|> alone will do"
+                f"prompt {number} is {ids!r}; each must be a list of at least one id; "
+                "<|endoftext|> alone is enough"
             )
         unknown = [i for i in ids if not isinstance(i, int) or not 0 <= i < V]
         if unknown:
@@ -91,7 +91,7 @@ def check_texts(
 def check_room(
     model, prompt: Sequence[int], max_new_tokens: int, n_gram: int, n_guesses: int
 ) -> list[int]:
-    """The prompt as a list of ids; refuse a text that would outgrow the context."""
+    """The prompt as a list of ids; refuse a text that would not fit the context."""
     longest = model.cfg["context_length"]
     (text,) = check_texts(model, [prompt], max_new_tokens, longest)
     check_counts(n_gram=n_gram, n_guesses=n_guesses)

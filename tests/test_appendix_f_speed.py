@@ -1,4 +1,4 @@
-"""Appendix F: every shortcut against the plain way, and bad input."""
+"""Appendix F: each fast way against the plain way, and bad input."""
 
 import copy
 import itertools
@@ -486,7 +486,7 @@ def test_right_guesses_save_passes_and_wrong_ones_do_not_matter(monkeypatch, rig
         truth = wanted[len(text) : len(text) + n_guesses]
         return truth[:right] + [(i + 1) % V for i in truth[right:]]
 
-    monkeypatch.setattr("appendix_f_speed.speed.guess_next", guess)
+    monkeypatch.setattr("appendix_f_speed.writing.guess_next", guess)
     hook = MODEL.final_norm.register_forward_hook(lambda *_: passes.append(1))
     try:
         assert speculate(MODEL, prompt, new, n_guesses=8) == wanted

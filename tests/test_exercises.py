@@ -2384,6 +2384,43 @@ def bytes_with(**options):
     return lambda cfg, int8: token_bytes(cfg, int8, **options)
 
 
+def operations_of(learns=6, frozen_too=2, head=6, table=0, tokens=True):
+    def count(cfg, batch, length, frozen):
+        C, V, L = cfg["emb_dim"], cfg["vocab_size"], cfg["n_layers"]
+        n = 12 * C**2 * (frozen_too * frozen + learns * (L - frozen))
+        return (n + (head + table) * V * C) * (batch * length if tokens else 1)
+
+    return count
+
+
+def operations_of_layers(cfg, batch, length, frozen):
+    """Layer by layer, as a float and in a tensor."""
+    with torch.device("meta"):
+        model = GPTModel(cfg)
+    total = 6.0 * model.out_head.weight.numel()
+    for i, block in enumerate(model.trf_blocks):
+        for p in block.parameters():
+            total += (2 if i < frozen else 6) * p.numel() * (p.dim() == 2)
+    return torch.tensor(total * batch * length, dtype=torch.float64)
+
+
+case(
+    "appendix_f",
+    "step_operations",
+    [operations_of(), operations_of_layers],
+    [
+        (operations_of(tokens=False), "for one token"),
+        (operations_of(learns=2, head=2), "forward pass alone"),
+        (operations_of(3, 1, 3), "are two operations"),
+        (operations_of(table=6), "looked up, not multiplied"),
+        (operations_of(head=0), "head is missing"),
+        (operations_of(frozen_too=6), "has no backward pass"),
+        (operations_of(frozen_too=0), "two operations for each weight"),
+        (operations_of(learns=5), "takes six operations"),
+        (lambda cfg, batch, length, frozen: "many", "one number, but returned 'many'"),
+        (lambda cfg, batch, length: 1, "raises TypeError"),
+    ],
+)
 RATE = rate_of(token_bytes)
 case(
     "appendix_f",
@@ -2519,7 +2556,7 @@ case(
         ((calls_of(lambda m: m), STORY), "never calls the model or"),
         ((lambda m, p, n: n - SAVED(m, p, n), STORY), "greedy writing calls once"),
         ((calls_of(final_norm, prompt_too=True), STORY), "were there before"),
-        ((lambda m, p, n: -SAVED(m, p, n), STORY), "tokens less calls"),
+        ((lambda m, p, n: -SAVED(m, p, n), STORY), "tokens minus calls"),
         ((lambda m, p, n: SAVED(m, p, n) / n, STORY), "not their share"),
         ((calls_of(final_norm, kept=[]), STORY), "from 0 for each text"),
         ((lambda m, p, n: n - 3 * (n - SAVED(m, p, n)), STORY), "of every block"),

@@ -108,6 +108,7 @@ SLIPS = {
         "trained_error": (".square().sum()", ".square().mean()"),
     },
     "appendix_f_speed": {
+        "step_operations": ("2 * frozen", "6 * frozen"),
         "tokens_per_second": (" + V * C,", ","),
         "quantise": ("2 ** (bits - 1) - 1", "2 ** (bits - 1)"),
         "calls_saved": ("model.final_norm", "model"),
