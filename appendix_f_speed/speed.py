@@ -87,7 +87,7 @@ def read_last(
 
 
 class KeptBelow(nn.Module):
-    """A classifier, after `set_trainable`, that reads a text once with frozen blocks.
+    """A classifier, after `set_trainable`, whose frozen blocks read each text once.
 
     It gives the same logits, (B, num_classes), and trains the same weights. It keeps
     the vectors as long as it lives: make a new one when frozen weights change.
