@@ -31,9 +31,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.checkpoints import Checkpoints
-from pretrain.hardware import Workers, keep_freed_memory
+from pretrain.hardware import Workers, flops_per_token, keep_freed_memory
 from pretrain.objective import Objective, PartOfVocabulary
-from pretrain.run import flops_per_token
 from shared.ch04 import GPT2_CONFIGS, GPTModel
 
 GPT2 = {name: {**cfg, "drop_rate": 0.0} for name, cfg in GPT2_CONFIGS.items()}

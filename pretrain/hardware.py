@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from shared.ch04 import GPTModel
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Workers:
 
 @contextlib.contextmanager
 def start_workers(device: str) -> Iterator[Workers]:
-    """Join the other processes if `torchrun` started us; part from them at the end.
+    """Join the other processes if `torchrun` started us, and leave them at the end.
 
     Raises:
         ValueError: if a GPU is asked for that torch does not see.
@@ -73,10 +79,10 @@ def start_workers(device: str) -> Iterator[Workers]:
 def _meet(backend: str) -> None:
     """Make the process group that torchrun has described in the environment.
 
-    When a process has died, torchrun starts all of them again with the same store, in
-    which the addresses of the dead still stand; who reads one of them waits for ever.
-    So every start gets a part of the store for itself. (Machines count their starts
-    apart; for more than one see docs/scaling.md.)
+    When a process has died, torchrun starts all of them again with the same store. It
+    still holds the addresses of the old processes, and a new one that reads them waits
+    for ever. So every start gets its own part of the store. (Each machine counts its
+    starts alone; for more than one machine see docs/scaling.md.)
     """
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         dist.init_process_group(backend)
@@ -87,12 +93,36 @@ def _meet(backend: str) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=count)
 
 
+def share_out(
+    objective: nn.Module, blocks: nn.ModuleList, workers: Workers, precision: str
+) -> nn.Module:
+    """Give each process a part of every layer (FSDP); blocks are gathered in turn."""
+    bf16 = torch.bfloat16 if precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32)
+    mesh = init_device_mesh(workers.device.type, (workers.count,))
+    for module in [*blocks, objective]:
+        # reshard: an evaluation must leave the parameters as it found them
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    return objective
+
+
+def exchanging(
+    objective: nn.Module, last: bool
+) -> contextlib.AbstractContextManager[None]:
+    """A block whose backward pass exchanges gradients only if it is a step's last."""
+    if isinstance(objective, DistributedDataParallel) and not last:
+        return objective.no_sync()
+    if hasattr(objective, "set_requires_gradient_sync"):  # FSDP's
+        objective.set_requires_gradient_sync(last)
+    return contextlib.nullcontext()
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, where the C library can.
 
     A training step allocates and frees the same hundreds of megabytes each time. By
-    default glibc gives large blocks back to the system at once, which must then clear
-    every page anew; on a CPU that can take nearly half of the time of a step.
+    default glibc gives large blocks back to the system at once. The system then clears
+    every page again, which can take nearly half of a step's time on a CPU.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -102,10 +132,10 @@ def keep_freed_memory() -> None:
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed what a device draws dropout masks from.
+    """Seed the generator from which a device draws dropout masks.
 
-    `torch.manual_seed` does it for every kind of device there might be, and notes the
-    call stack for each that is not in use: in a notebook a tenth of a small step.
+    `torch.manual_seed` would seed those of all kinds of devices, and record the call
+    stack for each kind that is not in use: in a notebook a tenth of a small step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -113,7 +143,7 @@ def seed_dropout(seed: int, device: torch.device) -> None:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """The most floating-point operations per second that a matrix product reaches."""
+    """The most floating-point operations a second that a matrix product reaches."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = torch.ones(2, n, n, dtype=dtype, device=device)
     best, end = 0.0, time.perf_counter() + seconds
@@ -128,10 +158,38 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float) -> fl
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """`wanted`; for "auto" bf16 where its products are faster by half, else fp32."""
+    """`wanted`, or for "auto" bf16 if its products are faster by half, else fp32."""
     if wanted != "auto":
         return wanted
     bf16, fp32 = (
         matmul_flops(device, dtype, 0.3) for dtype in (torch.bfloat16, torch.float32)
     )
     return "bf16" if bf16 > 1.5 * fp32 else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """A block in which matrix products are made in bfloat16, if that is wanted."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def flops_per_token(
+    model: GPTModel, window: int | None = None, vocabulary: int | None = None
+) -> float:
+    """Floating-point operations that training spends on one token.
+
+    Six for each parameter in a matrix product (a product and a sum, forward and twice
+    backward), and 12 n_layers T C for attention's two products with a full context.
+
+    Args:
+        model: a `GPTModel`.
+        window: T, by default the model's context_length.
+        vocabulary: rows of the output head that are used, by default all.
+
+    Source: Kaplan et al. (2020), Scaling Laws for Neural Language Models, section 2.1;
+    Chowdhery et al. (2022), PaLM, appendix B.
+    """
+    cfg = model.cfg
+    used = sum(p.numel() for p in model.trf_blocks.parameters())
+    T, C = window or cfg["context_length"], cfg["emb_dim"]
+    used += (vocabulary or cfg["vocab_size"]) * C
+    return 6 * used + 12 * cfg["n_layers"] * T * C

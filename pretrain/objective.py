@@ -1,4 +1,4 @@
-"""What pretraining makes small: the loss, over all tokens or a part of them."""
+"""The loss that pretraining makes small, over all tokens or over a part of them."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,20 @@ DRAWN = 1 / 16  # share of the rare tokens that take part in a loss by chance
 
 
 class PartOfVocabulary:
-    """The commonest tokens, and a few of the others: enough of them for a loss.
+    """The commonest tokens and a few of the others, which are enough for a loss.
 
-    A softmax over all tokens costs more than the rest of a small model. Here the rare
-    tokens take turns: one takes part when it comes next somewhere in the batch, or is
-    drawn. That happens with some chance q, and then it counts 1 / q times, so that the
-    sum over the vocabulary is right on average.
+    In a small model the softmax over all tokens costs more than all the rest. Here a
+    rare token is in a loss only if it comes next somewhere in the batch, or if it is
+    drawn. If the probability of that is q, it counts 1 / q times, so that the sum over
+    the vocabulary is right on average.
 
     Source: Jean et al. (2015), On Using Very Large Target Vocabulary, section 3.2;
     Bengio and Senecal (2008), section 3, for the correction.
 
     Args:
         counts: how often each token occurs in the training text, (V,).
-        size: how many of the commonest always take part.
-        batch_tokens: targets that each call will see.
+        size: how many of the commonest are in every loss.
+        batch_tokens: targets in each call.
     """
 
     def __init__(self, counts: torch.Tensor, size: int, batch_tokens: int):
@@ -46,19 +46,20 @@ class PartOfVocabulary:
         return self
 
     def choose(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The ids that take part, (N,), and each target's place among them."""
+        """The ids in this loss, (N,), and each target's position among them, (B, T)."""
         chosen = torch.rand(len(self.log_q), device=targets.device) < DRAWN
         chosen[targets.flatten()] = True
         ids = torch.cat([self.common, (chosen & self.is_rare).nonzero().flatten()])
-        place = torch.empty_like(self.log_q, dtype=torch.long)
-        place[ids] = torch.arange(len(ids), device=ids.device)
-        return ids, place[targets]
+        position = torch.empty_like(self.log_q, dtype=torch.long)
+        position[ids] = torch.arange(len(ids), device=ids.device)
+        return ids, position[targets]
 
 
 class Objective(nn.Module):
     """A model with its loss: ids and the ids that follow them, (B, T), -> a scalar.
 
-    DDP and FSDP act when a module is called, so what they wrap must give the loss.
+    DDP and FSDP do their work when a module is called, so the module that they wrap
+    must return the loss.
 
     Args:
         gpt: the model.
@@ -87,12 +88,12 @@ class Objective(nn.Module):
         part = None if stage is None else self.parts[stage]
         if part is None and not guided:
             return calc_loss_batch(inputs, targets, self.gpt, inputs.device)
-        rows, places, correction = self.gpt.out_head.weight, targets, 0.0
+        rows, positions, correction = self.gpt.out_head.weight, targets, 0.0
         if part is not None:
-            ids, places = part.choose(targets)
+            ids, positions = part.choose(targets)
             rows, correction = rows[ids], part.log_q[ids]  # (N, C), (N,)
         logits = self.gpt.features(inputs) @ rows.t() - correction  # (B, T, N)
-        loss = F.cross_entropy(logits.flatten(0, 1), places.flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1), positions.flatten())
         if guided:
-            loss = loss + GUIDE_WEIGHT * self.guide.loss(inputs, rows, places)
+            loss = loss + GUIDE_WEIGHT * self.guide.loss(inputs, rows, positions)
         return loss

@@ -12,9 +12,9 @@ Each file is one source: `corpus/news.txt.xz` becomes the folder `shards/news/` 
 The tokens are GPT-2's. With `--tokenizer` (see `pretrain.tokenizer`) they are those of
 another tokenizer, and the folder keeps a copy of its file.
 
-Documents are separated in the text by a line `<|endoftext|>`, and in the shards each
-ends with that token. Files are worked on side by side. What is complete is not made
-again, so an interrupted command goes on where it stopped.
+In the text, a line `<|endoftext|>` separates two documents; in the shards, each
+document ends with that token. Several files are worked on at once. What is complete is
+not made again, so an interrupted command goes on where it stopped.
 """
 
 import argparse
@@ -45,11 +45,11 @@ OWN_SHARD = re.compile(r"(train|held_out)-\d{5,}\.bin")
 
 
 def source_name(path: Path) -> str:
-    """What a text file is called as a source: its name without `.txt` or `.txt.xz`.
+    """The name of a text file as a source: without `.txt` or `.txt.xz`.
 
     Raises:
-        ValueError: for a file of another kind, or a name that cannot be a folder of its
-            own, as `..` cannot.
+        ValueError: for a file of another kind, or a name such as `..`, which cannot be
+            that of a new folder.
     """
     for suffix in SUFFIXES:
         name = path.name.removesuffix(suffix)
@@ -62,7 +62,7 @@ def source_name(path: Path) -> str:
     if name != name.strip(". "):
         raise ValueError(
             f"{path} would become the source {name!r}, which begins or ends with a dot "
-            "or a blank; rename the file"
+            "or a space; rename the file"
         )
     return name
 
@@ -104,8 +104,8 @@ def read_documents(path: Path, done: "multiprocessing.Value" = None) -> Iterator
 def choose_held_out(lengths: list[int], keys: list[str], share: float) -> set[int]:
     """Numbers of the documents to hold out: whole ones, about `share` of all tokens.
 
-    They are taken in the order of `keys` (hashes of their texts, so in no order that
-    means anything, and the same in every run), as long as they fit.
+    They are taken in the order of `keys`, as long as they fit. The keys are hashes of
+    the texts, so the order is random, and the same in every run.
     """
     room = share * sum(lengths)
     chosen = set()
@@ -119,7 +119,7 @@ def choose_held_out(lengths: list[int], keys: list[str], share: float) -> set[in
 def write_shards(
     tokens: np.ndarray, spans: list[tuple[int, int]], stem: Path, shard_tokens: int
 ) -> list[dict]:
-    """Write the spans of `tokens`, joined, to new files `stem`-00000.bin and so on.
+    """Write the spans of `tokens`, one after another, to `stem`-00000.bin and so on.
 
     Returns:
         For each shard its file name and its number of tokens.
@@ -199,13 +199,13 @@ def prepare_source(
     shard_tokens: int = 2**26,
     done: "multiprocessing.Value" = None,
 ) -> dict:
-    """Tokenise one text file into `out`/<source>, unless that has been done.
+    """Tokenise one text file into `out`/<source>, unless that is done already.
 
     Args:
         path: the text; see `read_documents`.
         out: the folder that gets the source's folder.
-        held_out: share of the tokens to hold out, in whole documents; where not even
-            the smallest document fits, the end of the last one.
+        held_out: share of the tokens to hold out, in whole documents. If no document
+            is small enough, the end of the last one is held out.
         shard_tokens: the most tokens that a shard holds.
         done: see `read_documents`.
 
@@ -300,7 +300,7 @@ def prepare(
     workers: int | None = None,
     tokenizer: Path | None = None,
 ) -> dict[str, dict]:
-    """Tokenise text files side by side, with a progress bar over their bytes.
+    """Tokenise several text files at once, with a progress bar over their bytes.
 
     Args:
         paths, out, held_out, shard_tokens: see `prepare_source`.
@@ -312,9 +312,8 @@ def prepare(
 
     Raises:
         FileNotFoundError: naming a file that does not exist.
-        ValueError: for two files that would share a name, a share outside [0, 1],
-            shards below 2 tokens, or a file that `prepare_source` or `keep_tokenizer`
-            refuses.
+        ValueError: for two files with the same name, a share outside [0, 1], shards
+            below 2 tokens, or a file that `prepare_source` or `keep_tokenizer` refuses.
     """
     if not 0 <= held_out <= 1:
         raise ValueError(f"held_out must lie in [0, 1], not {held_out}; try 0.005")
@@ -354,7 +353,7 @@ class TokenShards:
 
     Raises:
         FileNotFoundError: if the folder has no `index.json`, or a shard is missing.
-        ValueError: if the index is damaged, or a shard has not the size that it says.
+        ValueError: if the index is damaged, or a shard does not have the size in it.
     """
 
     def __init__(self, folder: Path, split: str, window: int):
@@ -395,7 +394,7 @@ class TokenShards:
         return sum(found, np.zeros(vocab_size, np.int64))
 
     def __len__(self) -> int:
-        """How many windows there are; none reaches from one shard into the next."""
+        """How many windows there are; each lies in one shard."""
         return int(self.ends[-1])
 
     def __getitem__(self, i: int) -> np.ndarray:
@@ -425,6 +424,7 @@ def open_sources(folder: Path, split: str, window: int) -> dict[str, TokenShards
 
     Raises:
         FileNotFoundError: if there is no source.
+        ValueError: if a source was not made with the folder's tokenizer.
     """
     names = sorted(path.name for path in folder.glob("*/") if path.is_dir())
     if not names:
@@ -432,7 +432,15 @@ def open_sources(folder: Path, split: str, window: int) -> dict[str, TokenShards
             f"{folder} holds no sources; run `python -m pretrain.prepare "
             f"TEXTS --out {folder}`"
         )
-    return {name: TokenShards(folder / name, split, window) for name in names}
+    sources = {name: TokenShards(folder / name, split, window) for name in names}
+    tokenizer = tokenizer_name(folder)
+    for name, shards in sources.items():
+        if shards.index.get("tokenizer", tokenizer) != tokenizer:
+            raise ValueError(
+                f"source {name} was made with another tokenizer than the one in "
+                f"{folder}; delete {folder / name} and prepare it again"
+            )
+    return sources
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -448,18 +456,18 @@ def main(arguments: list[str] | None = None) -> None:
         type=float,
         default=0.005,
         metavar="SHARE",
-        help="of the tokens, to look how training goes (default: %(default)s); of a "
-        "short text take more, such as 0.1; 1 holds out everything",
+        help="of the tokens, to see how training goes (default: %(default)s); take "
+        "more of a short text, such as 0.1; 1 holds out everything",
     )
     parser.add_argument(
         "--shard-tokens",
         type=int,
         default=2**26,
         metavar="N",
-        help="tokens in a file at most (default: %(default)s)",
+        help="the most tokens in a file (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one a processor)"
+        "--workers", type=int, metavar="N", help="processes (default: one per core)"
     )
     parser.add_argument(
         "--tokenizer", type=Path, help="made by pretrain.tokenizer (default: GPT-2's)"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from appendix_d_training import exercise_checks as checks
-from pretrain.run import ModelSettings, Settings
+from pretrain.settings import ModelSettings, Settings
 from shared.ch04 import GPTModel
 from shared.exercises import NotYet
 from tools.export import ROOT

@@ -219,7 +219,7 @@ def test_a_name_that_would_lead_out_of_the_folder_is_refused(tmp_path, name):
     for other in others:
         other.write_bytes(b"mine")
     with pytest.raises(
-        ValueError, match="begins or ends with a dot or a blank; rename"
+        ValueError, match="begins or ends with a dot or a space; rename"
     ):
         prepare.prepare([path], tmp_path / "out")
     with pytest.raises(ValueError, match="rename"):

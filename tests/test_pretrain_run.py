@@ -34,20 +34,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain import hardware
 from pretrain import run as command
 from pretrain.checkpoints import Checkpoints
-from pretrain.hardware import Workers, choose_precision, start_workers
-from pretrain.run import (
+from pretrain.hardware import (
+    Workers,
+    choose_precision,
+    flops_per_token,
+    start_workers,
+)
+from pretrain.mixture import Mixture
+from pretrain.prepare import TOKENIZER, keep_tokenizer, open_tokenizer, prepare_source
+from pretrain.run import Pretraining, pretrain
+from pretrain.settings import (
     FREE_SETTINGS,
-    Mixture,
     ModelSettings,
-    Pretraining,
     Settings,
     Stage,
     check_settings,
-    flops_per_token,
     learning_rate,
-    pretrain,
     read_settings,
 )
+from shared.ch02 import BPETokenizer
 from shared.ch04 import GPTModel
 from shared.ch05 import load_weights_into_gpt, read_gpt2_folder
 from tools.export import ROOT
@@ -370,7 +375,7 @@ def test_missing_settings_and_unknown_ones_in_the_file_are_named(tmp_path, capsy
                 *("eval_sequences", "checkpoint_every", "keep_checkpoints"),
             )
         ),
-        ({"warmup_steps": -1}, "warmup_steps must be at least 0 and below .* not -1"),
+        ({"warmup_steps": -1}, "warmup_steps must be 0 or more, not -1"),
         ({"warmup_steps": 20}, "below max_steps 20, not 20"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, not 0.0"),
         ({"learning_rate": math.nan}, "learning_rate must be above 0, not nan"),
@@ -390,13 +395,19 @@ def test_missing_settings_and_unknown_ones_in_the_file_are_named(tmp_path, capsy
         ({"stages": [Stage(20, T, 3)]}, "batch_size 3 cannot be shared by 2"),
         ({"stages": [Stage(20, T, 0)]}, "batch_size 0 cannot be shared by 2"),
         ({"stages": [Stage(20, T, 4, 65)]}, "model's 64 tokens, not 65"),
-        ({"mean_half_life": 0.0}, "mean_half_life must be above 0 tokens, not 0.0"),
-        ({"square_half_life": -1.0}, "square_half_life must be above 0 tokens"),
-        ({"average_half_life": -1.0}, "average_half_life must be above 0 tokens"),
+        ({"mean_half_life": 0.0}, "mean_half_life must be above 0, not 0.0"),
+        ({"square_half_life": -1.0}, "square_half_life must be above 0, not -1.0"),
+        ({"average_half_life": -1.0}, "average_half_life must be above 0, not -1.0"),
         ({"decay_steps": 16}, "between 1 and the 20 - 5 steps .* not 16"),
         ({"decay_steps": 0}, "between 1 and the 20 - 5 steps .* not 0"),
-        ({"guided_steps": 21}, "between 0 and max_steps 20, not 21"),
-        ({"guided_steps": 1, "parallel": "fsdp"}, "guided_steps need whole layers"),
+        ({"guided_steps": 21}, "guided_steps must be at most max_steps 20, not 21"),
+        ({"guided_steps": 1, "parallel": "fsdp"}, "guided_steps needs whole layers"),
+        ({"matrix_learning_rate": 0.0}, "matrix_learning_rate must be above 0, not"),
+        (
+            {"matrix_learning_rate": 0.1, "parallel": "fsdp"},
+            "matrix_learning_rate needs whole layers, but fsdp .* use ddp",
+        ),
+        ({"prompts": ["a", ""]}, "prompts must not be empty"),
     ],
 )
 def test_impossible_settings_are_refused(make_settings, changes, message):
@@ -432,9 +443,10 @@ def test_learning_rate_can_stay_and_fall_in_a_line(make_settings):
 
 def test_stages_share_out_the_steps_and_the_tokens(make_settings):
     settings = make_settings(stages=[Stage(3, 4, 8), Stage(17, T, 2)])
-    assert settings.stage(0) == (0, 0) and settings.stage(2) == (0, 2)
-    assert settings.stage(3) == (1, 0) and settings.stage(19) == (1, 16)
-    assert settings.stage(20) == (1, 17)
+    first, second = settings.stages
+    assert settings.stage(0) == (0, first, 0) and settings.stage(2) == (0, first, 2)
+    assert settings.stage(3) == (1, second, 0) and settings.stage(19) == (1, second, 16)
+    assert settings.stage(20) == (1, second, 17)
     tokens = [settings.tokens(step) for step in (0, 1, 3, 4, 20)]
     assert tokens == [0, 32, 96, 128, 96 + 17 * 32]
 
@@ -646,7 +658,7 @@ def test_evaluation_is_the_mean_over_the_held_out_windows(make_settings, changes
         found = run.evaluate(sequences)
         assert list(found) == ["one", "two"]
         for name, count in (("one", 13), ("two", 6)):
-            held_out = run.held_out[0][name]
+            held_out = run.looks.held_out[0][name]
             assert len(held_out) == count
             ids = np.stack([held_out[i] for i in range(min(count, sequences or 99))])
             ids = torch.from_numpy(ids)
@@ -1282,6 +1294,7 @@ def test_other_stages_are_another_run(make_settings):
         ({"vocabulary": 9}, "vocabulary was None and is 9"),
         ({"guided_steps": 2}, "guided_steps was 0 and is 2"),
         ({"average_half_life": 9.0}, "average_half_life was None and is 9.0"),
+        ({"matrix_learning_rate": 0.1}, "matrix_learning_rate was None and is 0.1"),
     ):
         with pytest.raises(ValueError, match=message):
             pretrain(replace(settings, **changes))
@@ -1338,6 +1351,198 @@ def test_two_processes_agree_on_a_part_of_the_vocabulary(make_settings):
         found[parallel, guided] = losses(settings)
     assert np.allclose(found["ddp", 0], found["fsdp", 0], rtol=0, atol=1e-5)
     assert found["ddp", 7][0] > found["ddp", 0][0] + 0.1  # the guide's own loss
+
+
+# Muon
+
+needs_muon = pytest.mark.skipif(
+    not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on"
+)
+MUON = {"matrix_learning_rate": 0.02, "learning_rate": 0.005, "weight_decay": 0.3}
+
+
+@needs_muon
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest(make_settings):
+    settings = make_settings(**MUON, final_learning_rate=0.001, max_steps=10)
+    run = Pretraining(settings, ALONE)
+    gpt = GPTModel(asdict(settings.model))
+    gpt.load_state_dict(run.gpt.state_dict())
+    inside = {id(p) for p in gpt.trf_blocks.parameters() if p.dim() == 2}
+    matrices = [p for p in gpt.parameters() if id(p) in inside]
+    assert len(matrices) == 2 * 6
+    tables = [p for p in gpt.parameters() if id(p) not in inside and p.dim() == 2]
+    vectors = [p for p in gpt.parameters() if p.dim() == 1]
+    muon = torch.optim.Muon(matrices, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+    groups = [{"params": tables, "weight_decay": 0.3}, {"params": vectors}]
+    adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    for step in range(10):
+        rate = learning_rate(settings, step)
+        ((inputs, targets),) = run.micro_batches()
+        F.cross_entropy(gpt(inputs).flatten(0, 1), targets.flatten()).backward()
+        nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
+        for optimizer, times in ((muon, 4), (adam, 1)):  # 0.02 is four times 0.005
+            for group in optimizer.param_groups:
+                group["lr"] = times * rate
+            optimizer.step()
+            optimizer.zero_grad()
+        run.train_step()
+    require_close(run.gpt.state_dict(), gpt.state_dict(), 1e-6)
+
+
+@needs_muon
+def test_a_run_with_muon_that_is_killed_ends_as_an_undisturbed_one(make_settings):
+    changes = {**MUON, "checkpoint_every": 3, "model": {"drop_rate": 0.1}}
+    settings, calm = (
+        make_settings("killed", **changes),
+        make_settings("calm", **changes),
+    )
+    pretrain(calm)
+    for step in (4, 8):
+        codes, output = start(settings, harm=killed_at(step))
+        assert codes == [-signal.SIGKILL], output
+    pretrain(settings)
+    assert [line["step"] for line in events(settings, "resume")] == [3, 6]
+    require_same_end(settings, calm)
+
+
+@needs_muon
+def test_two_processes_with_muon_train_as_one(make_settings):
+    alone, two = make_settings("alone", **MUON), make_settings("two", **MUON)
+    pretrain(alone)
+    codes, output = start(two, 2)
+    assert codes == [0, 0], output
+    assert np.allclose(losses(alone), losses(two), rtol=0, atol=1e-4)
+
+
+def test_muon_needs_a_newer_pytorch(make_settings, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match="matrix_learning_rate needs PyTorch 2.9"):
+        Pretraining(make_settings(**MUON), ALONE)
+    Pretraining(make_settings(), ALONE)
+
+
+# A tokenizer of one's own, and what the model writes
+
+FOX = "the fox and the cat and the hat and the fox sat\n"
+
+
+@pytest.fixture(scope="module")
+def own_shards(tmp_path_factory):
+    """A source with a tokenizer of 260 tokens."""
+    folder = tmp_path_factory.mktemp("own")
+    tokenizer = BPETokenizer()
+    tokenizer.train(FOX, 260)
+    tokenizer.save(folder / "t.json")
+    (folder / "fox.txt").write_text(100 * FOX)
+    keep_tokenizer(folder / "t.json", folder / "shards")
+    prepare_source(folder / "fox.txt", folder / "shards", held_out=0.1)
+    return folder / "shards"
+
+
+@pytest.fixture
+def make_writer(make_settings, own_shards):
+    """A function that makes settings of a run with prompts."""
+
+    def make(run="writer", **changes):
+        model = {"vocab_size": 260, "drop_rate": 0.1}
+        prompts = {"prompts": ["the fox", "and"]}
+        return make_settings(
+            run, **{**prompts, "shards": own_shards, **changes}, model=model
+        )
+
+    return make
+
+
+def test_samples_are_in_the_log_at_powers_of_two_and_at_the_end(make_writer):
+    settings = make_writer(learning_rate=0.01)
+    pretrain(settings)
+    samples = events(settings, "sample")
+    assert [line["step"] for line in samples] == [0, 1, 2, 4, 8, 16, 20]
+    for line in samples:
+        assert line["tokens"] == line["step"] * 4 * T
+        assert [text[:3] for text in line["texts"]] == ["the", "and"]
+        assert all(len(text) > 20 for text in line["texts"])
+    assert len({line["texts"][0] for line in samples}) > 4
+    assert samples[-1]["texts"] == open_run(settings).looks.samples()
+    settings = make_writer("eight", max_steps=8)
+    pretrain(settings)
+    assert [line["step"] for line in events(settings, "sample")] == [0, 1, 2, 4, 8]
+
+
+def test_samples_change_nothing_and_survive_a_kill(make_writer):
+    silent, settings = (
+        make_writer("silent", prompts=[]),
+        make_writer(checkpoint_every=3),
+    )
+    pretrain(silent)
+    assert events(silent, "sample") == []
+    codes, output = start(settings, harm=killed_at(9))
+    assert codes == [-signal.SIGKILL], output
+    pretrain(settings)
+    require_same_end(settings, silent)
+    written = {line["step"]: line["texts"] for line in events(settings, "sample")}
+    assert list(written) == [0, 1, 2, 4, 8, 16, 20]
+    whole = make_writer("whole")
+    pretrain(whole)
+    assert [line["texts"] for line in events(whole, "sample")] == list(written.values())
+
+
+def test_a_sample_ends_with_its_text(make_writer):
+    run = Pretraining(make_writer(), ALONE)
+    end = open_tokenizer(run.settings.shards).eot_token
+    with torch.no_grad():  # now it writes nothing but the end
+        run.gpt.final_norm.shift.copy_(1e6 * run.gpt.tok_emb.weight[end])
+    assert run.looks.samples() == ["the fox<|endoftext|>", "and<|endoftext|>"]
+    assert run.objective.training
+
+
+def test_prompts_must_fit_the_model(make_writer, own_shards):
+    settings = make_writer()
+    wide = replace(settings, model=replace(settings.model, vocab_size=300))
+    with pytest.raises(ValueError, match="tokenizer.s 260 tokens, .*vocab_size is 300"):
+        Pretraining(wide, ALONE)
+    Pretraining(replace(wide, prompts=[]), ALONE)
+
+
+def test_a_model_shared_out_writes_no_samples(make_writer):
+    run, written = Pretraining(make_writer(), ALONE), []
+    run.looks.whole = False  # as with FSDP
+
+    class Log:
+        def write(self, event, step, **values):
+            written.append((event, values.keys()))
+
+    run.looks.note(Log(), 0, end=True)
+    assert written == [("eval", {"tokens", "sequences", "loss", "losses"})]
+
+
+def test_the_model_s_folder_has_the_tokenizer_of_the_shards(
+    make_settings, make_writer, own_shards
+):
+    settings = make_writer(max_steps=6)
+    pretrain(settings)
+    kept = settings.run_folder / "model" / TOKENIZER
+    assert kept.read_bytes() == (own_shards / TOKENIZER).read_bytes()
+    config, _ = read_gpt2_folder(settings.run_folder / "model")
+    assert config["vocab_size"] == 260
+    settings = make_settings("gpt2", max_steps=6)
+    pretrain(settings)
+    assert not (settings.run_folder / "model" / TOKENIZER).exists()
+
+
+def test_sources_of_another_tokenizer_are_refused(make_writer, own_shards, tmp_path):
+    shutil.copytree(own_shards, tmp_path / "data")
+    path = tmp_path / "data/fox/index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "tokenizer": "gpt2"}))
+    message = "source fox was made with another tokenizer .*; delete .*fox and prepare"
+    with pytest.raises(ValueError, match=message):
+        Pretraining(make_writer(shards=tmp_path / "data"), ALONE)
+    path.write_text(json.dumps(index))
+    Pretraining(make_writer(shards=tmp_path / "data"), ALONE)
+    (tmp_path / "data" / TOKENIZER).unlink()
+    with pytest.raises(ValueError, match=message):
+        Pretraining(make_writer(shards=tmp_path / "data"), ALONE)
 
 
 @pytest.mark.parametrize("harm", [{"settings": None}, {"settings": {}}, {"data": ...}])
