@@ -1,4 +1,4 @@
-"""What a pretraining run keeps on disk: the states to go on from, and its log."""
+"""What a pretraining run keeps on disk: its checkpoints and its log."""
 
 import contextlib
 import json
@@ -27,11 +27,11 @@ from shared.files import write_atomically
 
 
 class PlainReader(dcp.FileSystemReader):
-    """Reads a checkpoint whose index, a pickle, may make nothing but a few records.
+    """Reads a checkpoint without running what its index says.
 
-    A pickle can name any function, and is executed on loading. So every name that a
-    checkpoint of tensors has no need of is refused, and so is a change of anything
-    that the pickle has not made itself.
+    The index is a pickle: a small program that can call any function by its name. So
+    this reader refuses every name that a checkpoint of tensors does not need, and
+    every change of an object that the pickle has not made itself.
     """
 
     def read_metadata(self, *args, **kwargs):
@@ -58,7 +58,7 @@ class PlainReader(dcp.FileSystemReader):
         return metadata
 
 
-# What an index is made of; each object is one of its own, so filling it harms no other.
+# What an index is made of. Filling such an object changes no other one.
 RECORDS = (
     *(ChunkStorageMetadata, Metadata, MetadataIndex, StorageMeta),
     *(TensorProperties, TensorStorageMetadata, _StorageInfo),
@@ -75,7 +75,7 @@ PLAIN_NAMES = {
 }
 
 
-class _PlainUnpickler(pickle._Unpickler):  # in Python: C's cannot be told of BUILD
+class _PlainUnpickler(pickle._Unpickler):  # that in C cannot be told about BUILD
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str):
@@ -86,7 +86,7 @@ class _PlainUnpickler(pickle._Unpickler):  # in Python: C's cannot be told of BU
         return super().find_class(module, name)
 
     def load_build(self) -> None:
-        """Fill a record; of a class, say, this would change every instance there is."""
+        """Fill a record. Filling a class, say, would change every instance of it."""
         if type(self.stack[-2]) not in RECORDS:
             raise pickle.UnpicklingError(f"it changes {self.stack[-2]!r}")
         super().load_build()
@@ -118,7 +118,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: dict, facts: dict) -> None:
-        """Write the state after a step; then forget the oldest ones.
+        """Write the state after a step, then delete the oldest ones.
 
         Args:
             state: tensors, in nested dictionaries.
@@ -151,7 +151,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _dcp_options(self) -> Iterator[dict]:
-        """What DCP must be told; where there is one process, its warning is dropped."""
+        """What DCP must be told; with one process, its warning is dropped."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             yield {"no_dist": True} if self.workers.count == 1 else {}
@@ -212,8 +212,8 @@ class Log:
     """What happened, one JSON object a line; only the first process writes.
 
     Args:
-        path: the file; its lines after `step`, and the one that says "end", are
-            dropped, since what they tell of will happen again.
+        path: the file. Its lines after `step` are dropped, and so is its end, because
+            all that will happen again.
         step: where the run begins or goes on.
         active: whether this process writes.
     """

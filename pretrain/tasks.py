@@ -1,12 +1,12 @@
-"""Write text in which the next word often stands before: a source to copy from.
+"""Write text in which the next word has often been said before: a source to copy from.
 
     python -m pretrain.tasks tasks.txt --documents 80000
     python -m pretrain.prepare corpus/*.txt.xz tasks.txt --out shards
 
-A model learns to look back only where looking back pays. In books it rarely does; in
-these documents (lists said again, keys and values, names and places that a question
-asks for, small dialogues) it always does. Their words are drawn from the whole
-vocabulary, so that there is nothing to learn about them but where they stand.
+A model learns to look back only where that pays. In books it rarely does. In these
+documents it always does: lists that are repeated, keys and values, small dialogues,
+questions about names and places. Their words are drawn from the whole vocabulary, so
+all that can be learned about them is where they were said.
 
 The same seed gives the same bytes on every machine: the only source of chance is
 `random.Random(seed).random`, which Python promises never to change.
@@ -366,7 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command: see the head of this file."""
     parser = argparse.ArgumentParser(
         prog="python -m pretrain.tasks",
-        description="Write text in which the next word often stands before.",
+        description="Write text in which the next word has often been said before.",
     )
     parser.add_argument("path", type=Path, help="the text file to write (.txt)")
     parser.add_argument("--documents", type=int, default=80_000, metavar="N")
