@@ -197,6 +197,7 @@ def prepare_source(
     out: Path,
     held_out: float = 0.005,
     shard_tokens: int = 2**26,
+    without: str | None = None,
     done: "multiprocessing.Value" = None,
 ) -> dict:
     """Tokenise one text file into `out`/<source>, unless that is done already.
@@ -207,6 +208,7 @@ def prepare_source(
         held_out: share of the tokens to hold out, in whole documents. If no document
             is small enough, the end of the last one is held out.
         shard_tokens: the most tokens that a shard holds.
+        without: leave out the documents in which this text stands.
         done: see `read_documents`.
 
     Returns:
@@ -233,7 +235,7 @@ def prepare_source(
                 f"{index_path} is not of a source that this program made; choose "
                 "another --out"
             )
-        if recipe.items() <= index.items():
+        if recipe.items() <= index.items() and index.get("without") == without:
             return index
         index_path.unlink()  # made otherwise, or from another text: make it again
     folder.mkdir(parents=True, exist_ok=True)
@@ -241,12 +243,15 @@ def prepare_source(
         if OWN_SHARD.fullmatch(old.name):
             old.unlink()
 
-    lengths, keys, empty = [], [], 0
+    lengths, keys, empty, left_out = [], [], 0, 0
     scratch = folder / "tokens.partial"
     with scratch.open("wb") as file:
         for document in read_documents(path, done):
             if not document.strip():
                 empty += 1
+                continue
+            if without is not None and without in document:
+                left_out += 1
                 continue
             ids = [*tokenizer.encode_ordinary(document), tokenizer.eot_token]
             file.write(np.array(ids, TOKEN).tobytes())
@@ -270,6 +275,8 @@ def prepare_source(
         **recipe,
         "documents": len(lengths),
         "empty_documents": empty,
+        "without": without,
+        "left_out_documents": left_out,
         "held_out_documents": len(chosen),
         "train": write_shards(tokens, train, folder / "train", shard_tokens),
         "held_out": write_shards(tokens, held, folder / "held_out", shard_tokens),
@@ -299,6 +306,7 @@ def prepare(
     shard_tokens: int = 2**26,
     workers: int | None = None,
     tokenizer: Path | None = None,
+    without: str | None = None,
 ) -> dict[str, dict]:
     """Tokenise several text files at once, with a progress bar over their bytes.
 
@@ -306,6 +314,7 @@ def prepare(
         paths, out, held_out, shard_tokens: see `prepare_source`.
         workers: how many processes; by default one for each core.
         tokenizer: file of a tokenizer; by default GPT-2's is used.
+        without: see `prepare_source`.
 
     Returns:
         For each source its `index.json`.
@@ -333,7 +342,8 @@ def prepare(
     bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenising")
     with bar, ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool:
         jobs = [
-            pool.submit(_work, (path, out, held_out, shard_tokens)) for path in paths
+            pool.submit(_work, (path, out, held_out, shard_tokens, without))
+            for path in paths
         ]
         while not all(job.done() for job in jobs):
             time.sleep(0.2)
@@ -472,6 +482,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--tokenizer", type=Path, help="made by pretrain.tokenizer (default: GPT-2's)"
     )
+    parser.add_argument(
+        "--without",
+        metavar="TEXT",
+        help="leave out the documents in which this stands, such as '[name]'",
+    )
     given = parser.parse_args(arguments)
     try:
         indexes = prepare(
@@ -481,6 +496,7 @@ def main(arguments: list[str] | None = None) -> None:
             given.shard_tokens,
             given.workers,
             given.tokenizer,
+            given.without,
         )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

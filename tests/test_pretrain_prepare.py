@@ -18,6 +18,7 @@ from pretrain import prepare
 from pretrain.prepare import (
     TokenShards,
     choose_held_out,
+    main,
     open_sources,
     prepare_source,
     read_documents,
@@ -150,6 +151,23 @@ def test_split_into_shards_they_hold_the_same_tokens(tmp_path, shard_tokens):
         assert sizes[:-1] == [shard_tokens] * (len(sizes) - 1)
         assert 0 < sizes[-1] <= shard_tokens and sum(sizes) == len(ids)
     assert whole["train"][0]["file"] == "train-00000.bin"
+
+
+def test_documents_with_a_placeholder_can_be_left_out(tmp_path):
+    texts = ["A: Hello, [name]!", "A: Hello, Ada!", "a [name] b", "name"]
+    path = write_text(tmp_path / "talk.txt", texts)
+    index = prepare_source(path, tmp_path / "out", 0, without="[name]")
+    assert (index["documents"], index["left_out_documents"]) == (2, 2)
+    ids = token_ids(tmp_path / "out/talk", "train")
+    assert ids == [*encode("A: Hello, Ada!"), *encode("name")]
+    again = prepare_source(path, tmp_path / "out", 0)  # another recipe: made again
+    assert (again["documents"], again["left_out_documents"]) == (4, 0)
+
+
+def test_the_command_leaves_documents_out(tmp_path, capsys):
+    path = write_text(tmp_path / "talk.txt", ["a [name]", "b", "c"])
+    main([str(path), "--out", str(tmp_path / "out"), "--without", "["])
+    assert "2 documents" in capsys.readouterr().out
 
 
 def test_empty_documents_are_skipped_and_counted(tmp_path):
