@@ -4,22 +4,26 @@
 
 copies the model and the logs (`log-1.jsonl` and so on) into the folder `data/base`,
 draws the losses there (`loss.png`), and writes what can be measured into its
-`README.md`, between the two marks that it finds there. Of several runs, each began with
-the model of the one before it, so their tokens are counted on.
+`README.md`, between two marks that must be there. If the logs have samples, it makes a
+page of them (`growing_up.md`). With several runs, each began with the model of the one
+before it, so their tokens are counted on.
 """
 
 import argparse
 import json
 import math
-import shutil
+import re
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 
+from pretrain.looks import SAMPLE_TOKENS, TOP_P
+from pretrain.looks import TEMPERATURE as SAMPLE_TEMPERATURE
+from pretrain.prepare import TOKENIZER, open_tokenizer
 from shared import data, plots
-from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTModel
 from shared.ch05 import (
     build_pretrained,
@@ -29,9 +33,10 @@ from shared.ch05 import (
     text_to_token_ids,
     token_ids_to_text,
 )
-from shared.files import write_atomically
+from shared.files import copy_file, write_atomically
 
 BEGIN, END = "<!-- measured -->", "<!-- end of what was measured -->"
+PAGE = "growing_up.md"
 PROMPTS = (
     "The train was late, and",
     "The capital of France is",
@@ -43,11 +48,11 @@ TEMPERATURE, TOP_K, NEW_TOKENS = 0.7, 40, 50
 
 
 def read_log(run: Path) -> list[dict]:
-    """The lines of a run's log; of the folders in its settings only the names.
+    """The lines of a run's log, without the paths of its folders.
 
-    The peak of the arithmetic is measured anew whenever a run goes on; beside another
-    program it comes out too low. So the highest holds for all of the log, which may be
-    read again when a later run is added.
+    The peak of the arithmetic is measured again whenever a run goes on, and comes out
+    too low while another program runs. So the highest one is used for the whole log.
+    (A log that was kept is read again when a later run is added.)
 
     Raises:
         ValueError: if the run has not come to its end.
@@ -86,7 +91,7 @@ def count_on(logs: list[list[dict]]) -> list[list[dict]]:
 
 
 def compares_all_tokens(settings: dict, step: int) -> bool:
-    """Whether the training loss after so many steps was over the whole vocabulary."""
+    """Whether the training loss of a step was over the whole vocabulary."""
     for stage in settings.get("stages") or [settings]:
         if step <= stage.get("steps", step):
             return stage.get("vocabulary") is None
@@ -97,7 +102,7 @@ def compares_all_tokens(settings: dict, step: int) -> bool:
 def draw_losses(logs: list[list[dict]], path: Path) -> None:
     """Training loss, held-out loss of each source, and the repeat test, by tokens seen.
 
-    The training loss over a part of the vocabulary is another quantity, and left out.
+    Training losses over a part of the vocabulary are left out: they are not comparable.
     """
     plots.use_style()
     looks = [line for log in logs for line in log if line["event"] == "eval"]
@@ -144,7 +149,7 @@ def draw_losses(logs: list[list[dict]], path: Path) -> None:
 
 
 def perplexity(model: GPTModel, text: str, tokenizer) -> tuple[int, float]:
-    """How many tokens of a text were guessed, and the perplexity of the guesses.
+    """How many tokens of a text were predicted, and the perplexity.
 
     The text is read in windows as long as the model's context.
     """
@@ -160,7 +165,7 @@ def perplexity(model: GPTModel, text: str, tokenizer) -> tuple[int, float]:
 
 
 def sample(model: GPTModel, prompt: str, seed: int, tokenizer) -> str:
-    """What the model writes after a prompt, unedited."""
+    """A prompt and what the model writes after it, unedited."""
     ids = generate(
         model,
         text_to_token_ids(prompt, tokenizer),
@@ -177,10 +182,13 @@ def describe(folder: Path, logs: list[list[dict]]) -> str:
     """The measured part of the card, as Markdown."""
     seconds = sum(log[-1]["seconds"] for log in logs)
     model = build_pretrained(*read_gpt2_folder(folder))
+    tokenizer = open_tokenizer(folder)
+    whose = f"its own (`{TOKENIZER}`)" if (folder / TOKENIZER).is_file() else "GPT-2's"
     size = (folder / "model.safetensors").stat().st_size
     parameters = logs[0][0]["parameters"]
     facts = {
         "parameters": f"{parameters:,} (output head tied to the embedding)",
+        "vocabulary": f"{tokenizer.n_vocab:,} tokens, {whose}",
         "tokens seen": f"{logs[-1][-1]['tokens']:,}",
         "training time": f"{seconds / 60:.0f} minutes",
         "file": f"{size / 1e6:.1f} MB, bfloat16",
@@ -197,26 +205,65 @@ def describe(folder: Path, logs: list[list[dict]]) -> str:
     lines += ["| held-out text of | loss | perplexity |", "|---|---|---|"]
     for name, loss in {**look["losses"], "**the mixture**": look["loss"]}.items():
         lines.append(f"| {name} | {loss:.3f} | {math.exp(loss):.1f} |")
-    tokenizer = get_tokenizer()
     for name in ("held-out", "short-story"):
-        tokens, value = perplexity(model, data.load_text(name), tokenizer)
+        text = data.load_text(name)
+        tokens, value = perplexity(model, text, tokenizer)
+        loss = math.log(value)
+        of_a_character = loss * tokens / len(text)  # compares any two tokenizers
         lines.append(
-            f"| `{name}`, of no source ({tokens:,} tokens) | {math.log(value):.3f} | "
-            f"{value:.1f} |"
+            f"| `{name}`, of no source ({tokens:,} tokens; {of_a_character:.3f} nats a "
+            f"character) | {loss:.3f} | {value:.1f} |"
         )
+    prompts = logs[-1][0].get("settings", {}).get("prompts") or PROMPTS
     lines += [
         "",
-        f"Five samples, unedited: temperature {TEMPERATURE}, top-k {TOP_K}, seeds 1 to "
-        f"{len(PROMPTS)}, {NEW_TOKENS} tokens.",
+        f"Samples, unedited: temperature {TEMPERATURE}, top-k {TOP_K}, seeds 1 to "
+        f"{len(prompts)}, {NEW_TOKENS} tokens.",
         "",
     ]
-    for seed, prompt in enumerate(PROMPTS, start=1):
-        lines += ["```", sample(model, prompt, seed, tokenizer).rstrip(), "```", ""]
+    for seed, prompt in enumerate(prompts, start=1):
+        lines += [fenced(sample(model, prompt, seed, tokenizer)), ""]
     return "\n".join(lines)
 
 
+def fenced(text: str) -> str:
+    """A text as Markdown shows it word for word, in lines of a page's width."""
+    lines = [textwrap.fill(line, 88) for line in text.rstrip().split("\n")]
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return "\n".join([fence, *lines, fence])
+
+
+def growing_up(logs: list[list[dict]]) -> str:
+    """A page, as Markdown, of the samples in the logs; empty if there are none.
+
+    It shows for each prompt what the model wrote after it while it learned.
+    """
+    written: dict[str, list[str]] = {}
+    for log in logs:
+        prompts = log[0].get("settings", {}).get("prompts", [])
+        for line in (line for line in log if line["event"] == "sample"):
+            when = f"**{line['tokens']:,} tokens** ({line['step']:,} steps)"
+            for prompt, text in zip(prompts, line["texts"], strict=False):
+                if text.startswith(prompt):  # they may change when a run goes on
+                    more = fenced(text.removeprefix(prompt).strip())
+                    written.setdefault(prompt, []).append(f"{when}\n\n{more}\n")
+    if not written:
+        return ""
+    head = (
+        "# How it learned to write\n\nThe same beginnings, continued by the model "
+        "before training, while it went on, and at the end. Unedited, always with the "
+        f"same random seed, temperature {SAMPLE_TEMPERATURE}, top-p {TOP_P}, at most "
+        f"{SAMPLE_TOKENS} tokens.\n"
+    )
+    parts = (
+        "\n".join([f"## {textwrap.shorten(prompt, 60)}\n\n{fenced(prompt)}\n", *texts])
+        for prompt, texts in written.items()
+    )
+    return "\n".join([head, *parts])
+
+
 def write_card(runs: list[Path], folder: Path) -> None:
-    """Copy the last run's model and all logs, draw the losses, fill the card in.
+    """Copy the last run's model and all logs, draw the losses, fill in the card.
 
     Raises:
         FileNotFoundError: if the last run has no model, or the folder no `README.md`.
@@ -228,15 +275,21 @@ def write_card(runs: list[Path], folder: Path) -> None:
     if not (found and ended):
         raise ValueError(f"{card} lacks the marks {BEGIN} and {END}")
     logs = [read_log(run) for run in runs]
-    for source in (runs[-1] / "model").iterdir():
-        shutil.copyfile(source, folder / source.name)
+    sources = list((runs[-1] / "model").iterdir())
+    for old in (*folder.glob("log-*.jsonl"), folder / TOKENIZER, folder / PAGE):
+        old.unlink(missing_ok=True)  # of an earlier model
+    for source in sources:
+        copy_file(source, folder / source.name)
     for number, log in enumerate(logs, start=1):
         lines = "".join(json.dumps(line) + "\n" for line in log)
         write_atomically(folder / f"log-{number}.jsonl", lines)
     logs = count_on(logs)
     draw_losses(logs, folder / "loss.png")
-    text = f"{before}{BEGIN}\n\n{describe(folder, logs)}\n{END}{after}"
-    write_atomically(card, text)
+    measured = describe(folder, logs)
+    if page := growing_up(logs):
+        write_atomically(folder / PAGE, page)
+        measured += f"\nWhat it wrote while it learned: [{PAGE}]({PAGE}).\n"
+    write_atomically(card, f"{before}{BEGIN}\n\n{measured}\n{END}{after}")
 
 
 def main(arguments: list[str] | None = None) -> None:

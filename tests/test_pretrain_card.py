@@ -2,13 +2,16 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
 import torch
 
 from pretrain import card
-from shared.ch02 import get_tokenizer
+from pretrain.prepare import TOKENIZER
+from shared import data
+from shared.ch02 import BPETokenizer, get_tokenizer
 from shared.ch04 import GPTModel
 from shared.ch05 import calc_loss_batch, save_gpt2_folder, text_to_token_ids
 
@@ -78,6 +81,99 @@ def test_card_is_filled_in_and_the_rest_of_it_kept(run, base, monkeypatch):
         assert (base / name).read_bytes() == (run / "model" / name).read_bytes()
     assert (base / "log-1.jsonl").read_bytes() == (run / "log.jsonl").read_bytes()
     assert (base / "loss.png").stat().st_size > 1000
+
+
+PROMPTS = ["A fox", "User: Hello\nAssistant:"]
+
+
+@pytest.fixture
+def writer(run, monkeypatch):
+    """A run with a tokenizer of its own and with samples in its log."""
+    monkeypatch.setattr(card, "NEW_TOKENS", 3)
+    tokenizer = BPETokenizer()
+    tokenizer.train("a fox and a box and a fox", 260)
+    tokenizer.save(run / "model" / TOKENIZER)
+    save_gpt2_folder(GPTModel({**CFG, "vocab_size": 260}), run / "model")
+    log = json.loads(json.dumps(LOG))
+    log[0]["settings"] = {"shards": "shards", "prompts": PROMPTS}
+    for step in (0, 1, 2, 4):
+        texts = [f"A fox {'ran ' * step}```", f"{PROMPTS[1]}{' *hi*' * 30 * step}"]
+        line = {"event": "sample", "step": step, "tokens": 32 * step, "texts": texts}
+        log.insert(-1, line)
+    lines = "".join(json.dumps(line) + "\n" for line in log)
+    (run / "log.jsonl").write_text(lines, encoding="utf-8")
+    return run
+
+
+def test_a_model_is_described_with_its_own_tokenizer(writer, base):
+    card.main([str(writer), str(base)])
+    text = (base / "README.md").read_text(encoding="utf-8")
+    own = BPETokenizer.load(writer / "model" / TOKENIZER)
+    assert (base / TOKENIZER).read_bytes() == (
+        writer / "model" / TOKENIZER
+    ).read_bytes()
+    assert "| vocabulary | 260 tokens, its own (`tokenizer.json`) |" in text
+    story = data.load_text("short-story")
+    tokens = len(own.encode(story)) - 1
+    row = r"`short-story`, .* \((.*) tokens; (.*) nats a character\) \| (.*?) \|"
+    found = re.search(row, text)
+    assert found[1] == f"{tokens:,}"
+    per_character = float(found[3]) * tokens / len(story)
+    assert float(found[2]) == pytest.approx(per_character, abs=0.002)
+    for prompt in PROMPTS:
+        assert f"```\n{prompt}" in text
+    assert card.PROMPTS[0] not in text
+
+
+def test_samples_become_a_page(writer, base):
+    card.main([str(writer), str(base)])
+    text = (base / "README.md").read_text(encoding="utf-8")
+    assert "while it learned: [growing_up.md](growing_up.md).\n\n" + card.END in text
+    page = (base / "growing_up.md").read_text(encoding="utf-8")
+    assert page.startswith("# How it learned to write\n")
+    fox, talk = page.split("\n## ")[1:]
+    assert fox.startswith("A fox\n\n```\nA fox\n```\n\n**0 tokens** (0 steps)\n")
+    assert re.findall(r"\*\*(.*?) tokens\*\* \((\d) steps\)", fox) == [
+        *(("0", "0"), ("32", "1"), ("64", "2"), ("128", "4"))
+    ]
+    assert "\n````\nran ran ```\n````\n" in fox  # a longer fence than in the text
+    assert talk.startswith(
+        "User: Hello Assistant:\n\n```\nUser: Hello\nAssistant:\n```"
+    )
+    assert talk.count("*hi*") == 30 * (1 + 2 + 4)
+    assert max(map(len, page.splitlines())) < 300  # what the model wrote is wrapped
+    assert max(len(x) for x in page.splitlines() if "*hi*" in x) <= 88
+
+
+def test_without_samples_there_is_no_page(run, base, monkeypatch):
+    monkeypatch.setattr(card, "NEW_TOKENS", 3)
+    card.main([str(run), str(base)])
+    assert not (base / "growing_up.md").exists()
+    text = (base / "README.md").read_text(encoding="utf-8")
+    assert (
+        "growing_up" not in text and "| vocabulary | 50,257 tokens, GPT-2's |" in text
+    )
+
+
+def test_samples_of_prompts_that_changed_are_left_out():
+    start = {"event": "start", "step": 0, "settings": {"prompts": PROMPTS}}
+    old = {"event": "sample", "step": 1, "tokens": 9, "texts": ["A fox ran", "None"]}
+    page = card.growing_up([[start, old]])
+    assert "ran" in page and "None" not in page and "Hello" not in page
+    assert card.growing_up([[start]]) == ""
+
+
+def test_what_an_earlier_model_left_goes(writer, base):
+    card.main([str(writer), str(writer), str(base)])
+    save_gpt2_folder(GPTModel(CFG), writer / "model")
+    (writer / "model" / TOKENIZER).unlink()
+    lines = "".join(json.dumps(line) + "\n" for line in LOG)
+    (writer / "log.jsonl").write_text(lines, encoding="utf-8")
+    card.main([str(writer), str(base)])
+    names = {"README.md", "config.json", "log-1.jsonl", "loss.png", "model.safetensors"}
+    assert {path.name for path in base.iterdir()} == names
+    text = (base / "README.md").read_text(encoding="utf-8")
+    assert "| vocabulary | 50,257 tokens, GPT-2's |" in text
 
 
 def test_perplexity_counts_every_token_once():
