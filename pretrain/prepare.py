@@ -466,8 +466,8 @@ def main(arguments: list[str] | None = None) -> None:
         type=float,
         default=0.005,
         metavar="SHARE",
-        help="of the tokens, to see how training goes (default: %(default)s); take "
-        "more of a short text, such as 0.1; 1 holds out everything",
+        help="share of the tokens that training never sees (default: %(default)s); "
+        "take more of a short text, such as 0.1; 1 holds out all of it",
     )
     parser.add_argument(
         "--shard-tokens",

@@ -84,14 +84,14 @@ class Settings:
             default it falls along a cosine as soon as the warm-up is over
         matrix_learning_rate: the highest learning rate for the matrices of the blocks,
             which Muon then trains; by default AdamW trains them like the rest
-        weight_decay: share of each matrix that a step takes away, times the rate
+        weight_decay: each step multiplies matrices by 1 - learning rate x weight_decay
         beta1: how much of the mean of gradients AdamW keeps from step to step
         beta2: the same for the mean of squared gradients
-        mean_half_life: tokens after which half of the mean of gradients is forgotten;
-            gives the right beta1 for every size of a step
+        mean_half_life: sets beta1 so that half of the mean of gradients is forgotten
+            after so many tokens, whatever the size of a step
         square_half_life: the same for the mean of squared gradients and beta2
-        average_half_life: the same for a running mean of the weights, which becomes
-            the model at the end; by default there is no such mean
+        average_half_life: the same for a running mean of the weights, which the model
+            gets at the end; by default there is no such mean
         guided_steps: steps at the beginning in which three heads are shown where to
             look for what came before; see ch05_pretraining.copying.Guide
         max_grad_norm: longer gradients are clipped to this length
@@ -103,7 +103,7 @@ class Settings:
             after steps 1, 2, 4, 8 and so on, and at the end; not with fsdp
         log_every: steps between two lines of the log
         eval_every: steps between two looks at the held-out text
-        eval_sequences: held-out sequences of each source in them (at the end: all)
+        eval_sequences: held-out sequences of each source in a look (at the end: all)
         checkpoint_every: steps between two checkpoints
         keep_checkpoints: how many checkpoints are kept
     """

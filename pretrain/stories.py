@@ -339,8 +339,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("path", type=Path, help="the stories (.txt or .txt.xz)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the texts")
-    parser.add_argument("--versions", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=123, help="default: %(default)s")
+    for name, default, text in (
+        ("--versions", 8, "how often each story is told"),
+        ("--seed", 123, "decides which names and things are drawn"),
+    ):
+        text += " (default: %(default)s)"
+        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
     given = parser.parse_args(arguments)
     try:
         write_versions(given.path, given.out, given.versions, given.seed)

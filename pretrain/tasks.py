@@ -369,8 +369,12 @@ def main(arguments: list[str] | None = None) -> None:
         description="Write text in which the next word has often been said before.",
     )
     parser.add_argument("path", type=Path, help="the text file to write (.txt)")
-    parser.add_argument("--documents", type=int, default=80_000, metavar="N")
-    parser.add_argument("--seed", type=int, default=123)
+    for name, default, text in (
+        ("--documents", 80_000, "how many to write"),
+        ("--seed", 123, "decides what they say"),
+    ):
+        text += " (default: %(default)s)"
+        parser.add_argument(name, type=int, default=default, metavar="N", help=text)
     given = parser.parse_args(arguments)
     try:
         write_tasks(given.path, given.documents, given.seed)
