@@ -132,7 +132,7 @@ class SmolLM2Tokenizer(BPETokenizer):
             left, right = rule.split(" ")
             self.merges[ids[left], ids[right]] = ids[left + right]
 
-    def _encode_words(self, text: str) -> list[int]:
+    def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text: each digit alone, the rest in GPT-2's words."""
         ids: list[int] = []
         for part in _DIGIT.split(text):
