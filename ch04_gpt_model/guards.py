@@ -126,12 +126,6 @@ def check_known(ids: torch.Tensor, V: int) -> None:
         )
 
 
-def embed_known(embedding: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-    """`embedding(ids)`, with an error that names an id which is not known."""
-    check_known(ids, embedding.num_embeddings)
-    return embedding(ids)
-
-
 def check_length(name: str, length: int, longest: int) -> None:
     """Raise ValueError unless `length` is at least 1 and fits into the context."""
     if not 1 <= length <= longest:

@@ -240,7 +240,7 @@ class Requests:
         self.plain: dict[str, str] = {}  # climbed: climb
         ordinary: set[str] = set()
         for rank, word in enumerate(known):  # the commonest first
-            for form in word_forms(word) & set(counts):
+            for form in word_forms(word) & counts.keys():
                 if self.plain.get(form, form) == form:
                     self.plain[form] = word
             if rank < ORDINARY:
