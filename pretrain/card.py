@@ -185,7 +185,7 @@ def describe(folder: Path, logs: list[list[dict]]) -> str:
     tokenizer = open_tokenizer(folder)
     whose = f"its own (`{TOKENIZER}`)" if (folder / TOKENIZER).is_file() else "GPT-2's"
     size = (folder / "model.safetensors").stat().st_size
-    parameters = logs[0][0]["parameters"]
+    parameters = logs[-1][0]["parameters"]
     facts = {
         "parameters": f"{parameters:,} (output head tied to the embedding)",
         "vocabulary": f"{tokenizer.n_vocab:,} tokens, {whose}",

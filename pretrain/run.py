@@ -1,6 +1,6 @@
 """Pretrain a GPT on shards of tokens: on one processor, on many, across machines.
 
-    python -m pretrain --config pretrain/configs/base.yaml
+    python -m pretrain --config pretrain/configs/base-1.yaml
     torchrun --nproc-per-node 8 -m pretrain --config CONFIG
 
 The shards come from `python -m pretrain.prepare`. Every setting can be in the file, or
@@ -113,7 +113,8 @@ class Pretraining:
         self.gpt.to(workers.device)
         objective = Objective(self.gpt, parts, settings.guided_steps > 0)
         self.objective = self._distribute(objective)
-        self.optimizer = new_optimizer(self.gpt, settings)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.optimizer = new_optimizer(self.gpt, settings, dtype)
         self.average = None
         if settings.average_half_life is not None:
             named = self.gpt.named_parameters()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import jsonargparse
-import torch
 
 from shared.ch04 import check_config
 
@@ -254,11 +253,6 @@ def check_settings(settings: Settings, processes: int) -> None:
                 f"{name} needs whole layers, but fsdp gives each process a part of "
                 f"them; use ddp, or leave {name} out"
             )
-    if settings.matrix_learning_rate and not hasattr(torch.optim, "Muon"):
-        raise ValueError(
-            "matrix_learning_rate needs PyTorch 2.9 or newer, not "
-            f"{torch.__version__}; update it, or leave matrix_learning_rate out"
-        )
 
 
 def _check_steps(settings: Settings) -> None:

@@ -12,7 +12,8 @@ Half of the stories begin with a line that asks for what follows ("Write a story
 the words kite, brave and climb."). Chapter 7 asks in the same words.
 
 A few stories are held out: they go into a file of their own with the names that they
-have, and no version contains them. The same seed gives the same bytes on every machine.
+have, and no version contains them. Curly quotation marks become plain ones everywhere.
+The same seed gives the same bytes on every machine.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from pretrain.prepare import read_documents
 from shared.ch02 import END_OF_TEXT
 from shared.files import write_atomically
 
+PLAIN_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")  # from ‘’“”
 HELD_OUT = 0.01  # share of the stories
 ASKED = 0.5  # share of the stories that begin with a request
 CHANGED = 0.5  # chance that a story gets other things of a kind
@@ -222,9 +224,9 @@ def retell(text: str, chance: Chance) -> str:
 # --- Requests -------------------------------------------------------------------------
 
 ORDINARY = 400  # the commonest words, which nobody would ask for
-_WORD = re.compile(r"(?<!')\b[a-z]{2,}\b")  # in lower case, and not the "ll" of "I'll"
+_WORD = re.compile(r"(?<!')\b[a-z]{2,}\b(?!')")  # in lower case; not "I'll", "wasn't"
 _HERO = re.compile(r"\b(an? (?:[a-z]+ ){1,3}(?:named|called) [A-Z][a-z]+)\b")
-_FIRST_SENTENCE = re.compile(r"[^.!?\n]{20,150}[.!?] (?=[A-Z])")
+_FIRST_SENTENCE = re.compile(r"[^.!?\n]{20,150}(?<!\bMr)(?<!\bMrs)[.!?] (?=[A-Z])")
 
 
 class Requests:
@@ -312,7 +314,8 @@ def write_versions(path: Path, out: Path, versions: int, seed: int = 123) -> lis
     """
     if versions < 1:
         raise ValueError(f"versions must be 1 or more, not {versions}")
-    stories = [text for text in read_documents(path) if text.strip()]
+    texts = (text.translate(PLAIN_QUOTES) for text in read_documents(path))
+    stories = [text for text in texts if text.strip()]
     train, held_out = split_stories(stories)
     if not train:
         raise ValueError(f"{path} holds no story to train on; name a file with some")

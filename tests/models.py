@@ -20,6 +20,8 @@ TINY = {
 class Letters:
     """A tokenizer whose ids a tiny model knows."""
 
+    eot_token = 50256
+
     def encode(self, text, allowed_special=(), disallowed_special=()):
         return [ord(letter) % TINY["vocab_size"] for letter in text]
 
