@@ -1,4 +1,4 @@
-"""Does a model copy what stands before? Three measurements, and a guide towards it.
+"""Does a model copy what stands before? Four measurements, and a guide towards it.
 
 The long run of chapter 5 is watched with them; `long_run.ipynb` explains them.
 """
@@ -56,12 +56,22 @@ def attention_inputs(model: GPTModel, ids: torch.Tensor) -> list[torch.Tensor]:
     return inputs
 
 
+def all_attention_weights(model: GPTModel, ids: torch.Tensor) -> list[torch.Tensor]:
+    """The attention weights of each block, (B, H, T, T), for ids (B, T)."""
+    inputs = attention_inputs(model, ids)
+    return [
+        attention_weights(block.att, x)
+        for block, x in zip(model.trf_blocks, inputs, strict=True)
+    ]
+
+
 @torch.no_grad()
 def induction_scores(model: GPTModel, ids: torch.Tensor) -> torch.Tensor:
     """How much each head attends to what followed the last time: (n_layers, H).
 
     At a token of the second half, that is the token after its first appearance. The
-    score is the mean of the attention it gets: 1 for a head that looks nowhere else.
+    score is the mean of the attention that it gets: 1 if the head attends to nothing
+    else.
 
     Source: Olsson et al. (2022), In-context Learning and Induction Heads.
 
@@ -69,12 +79,29 @@ def induction_scores(model: GPTModel, ids: torch.Tensor) -> torch.Tensor:
         model: in eval mode.
         ids: from `random_text_twice`, (B, 2 * length).
     """
-    scores, length = [], ids.shape[1] // 2
-    inputs = attention_inputs(model, ids)
-    for block, x in zip(model.trf_blocks, inputs, strict=True):
-        weights = attention_weights(block.att, x)  # (B, H, 2L, 2L)
-        followers = weights.diagonal(1 - length, dim1=2, dim2=3)  # query t, key t-L+1
-        scores.append(followers[..., 1:].mean(dim=(0, 2)))  # the queries of half two
+    length = ids.shape[1] // 2
+    scores = [
+        # query t, key t - L + 1; of the queries those of the second half
+        weights.diagonal(1 - length, dim1=2, dim2=3)[..., 1:].mean(dim=(0, 2))
+        for weights in all_attention_weights(model, ids)
+    ]
+    return torch.stack(scores)
+
+
+@torch.no_grad()
+def previous_token_scores(model: GPTModel, ids: torch.Tensor) -> torch.Tensor:
+    """How much each head attends to the token before: (n_layers, H).
+
+    The score is the mean of the attention that token t - 1 gets from token t.
+
+    Args:
+        model: in eval mode.
+        ids: any texts, (B, T).
+    """
+    scores = [
+        weights.diagonal(-1, dim1=2, dim2=3).mean(dim=(0, 2))
+        for weights in all_attention_weights(model, ids)
+    ]
     return torch.stack(scores)
 
 
@@ -94,8 +121,8 @@ def asked_for_words(
 
     Args:
         model: in eval mode.
-        tokenizer: GPT-2's.
-        words: of one token each, with the blank before them; every one is put into
+        tokenizer: the model's.
+        words: of one token each, with the space before them; every one is put into
             every prompt.
         prompts: texts with one gap `{0}`, after which its word comes next.
     """
@@ -114,10 +141,10 @@ GUIDE_WEIGHT = 0.1  # of the guide's loss, beside the model's
 class Guide:
     """Shows three heads where to look: what copying needs, and chance finds late.
 
-    One head learns to look at the token before. Then each token knows what it followed,
-    and two other heads learn to look for a token that followed what stands here now:
-    the one that comes next, if the text repeats itself. They also learn to say what
-    they look at: what they add for a token, read by the output head, shall name it.
+    One head learns to attend to the token before. Then each position knows which token
+    it follows, and two other heads learn to look for a position that follows the
+    current token: the one that comes next, if the text repeats itself. They also learn
+    to copy what they find: what they add, read by the output head, should name it.
 
     Source: Deshpande and Narasimhan (2020), Guiding Attention for Self-Supervised
     Learning with Transformers; Olsson et al. (2022), In-context Learning and Induction

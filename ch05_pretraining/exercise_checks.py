@@ -343,3 +343,37 @@ def learn_noise(train: Callable, predicted: Callable) -> None:
 
 def _loss(model: GPTModel, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+
+@checked("5.9", wants="one number, a share")
+def seen_share(answer: Callable, predicted: Callable) -> None:
+    """What training has seen of the validation tokens; any prediction will do."""
+    predicted.wants = "one number between 0 and 1"
+    guess = number(predicted())
+    assert 0 <= guess <= 1, f"predict a share between 0 and 1, not {guess}"
+    cases = [
+        ([False, True, False], 4, 0.0, "windows side by side share no token"),
+        ([False, True, True], 3, 1 / 7, "of tokens 3 to 9, training has seen token 3"),
+        ([False, True, False], 2, 1.0, "a neighbour holds each half of the window"),
+        ([True, True, False], 2, 2 / 6, "of tokens 0 to 5, training has seen 4 and 5"),
+    ]
+    for is_val, stride, wanted, why in cases:
+        found = number(answer(list(is_val), 4, stride))
+        case = f"is_val {is_val}, length 4, stride {stride}"
+        if stride == 3:
+            assert not math.isclose(found, 1 / 4, abs_tol=1e-5), (
+                f"{case}: that is a share of the training tokens; divide by the number "
+                "of validation tokens"
+            )
+            assert not math.isclose(found, 1 / 8, abs_tol=1e-5), (
+                f"{case}: token 6 lies in two validation windows; count it once"
+            )
+        assert math.isclose(found, wanted, abs_tol=1e-5), (
+            f"{case}: wanted {wanted:.3f} ({why}), found {found:.3f}"
+        )
+    generator = torch.Generator().manual_seed(9)
+    is_val = (torch.rand(5_000, generator=generator) < 0.1).tolist()
+    shares = [number(answer(list(is_val), 64, stride)) for stride in (64, 32)]
+    print(f"windows side by side:    {shares[0]:.2f}")
+    print(f"stride of half a window: {shares[1]:.2f}; predicted: {guess:.2f}")
+    print("Right: such a validation loss would praise the model for reciting.")

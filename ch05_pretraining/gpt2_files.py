@@ -1,12 +1,18 @@
-"""GPT-2's folders: their `config.json`, and where the published ones are fetched."""
+"""GPT-2's folders: their settings, the names in them, and where to fetch them."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
+from ch05_pretraining.guards import check_same_shapes, check_tied
+from ch05_pretraining.tensor_files import pieces_of
+from shared.ch04 import GPTModel
 from shared.data import DataUnavailable, sha256_of
 
-__all__ = ["GPT2_FILES", "gpt2_settings", "read_gpt2_settings", "fetch_gpt2"]
+__all__ = ["GPT2_FILES", "gpt2_settings", "read_gpt2_settings"]
+__all__ += ["gpt2_sources", "fetch_gpt2"]
 
 GPT2_FILES = ("config.json", "model.safetensors")
 
@@ -87,6 +93,53 @@ def read_gpt2_settings(path: Path) -> dict:
     settings["qkv_bias"] = True
     settings["tie_weights"] = published.get("tie_word_embeddings", True)
     return settings
+
+
+def gpt2_sources(
+    gpt: GPTModel,
+    params: Mapping[str, torch.Tensor],
+    layout: Mapping[str, list[str]],
+    transposed: tuple[str, ...],
+) -> dict[str, str]:
+    """GPT-2's plain names, each with its name in `params`, if all of them fit.
+
+    The names in `params` may begin with `transformer.`, as `transformers` writes them.
+    Causal masks, which old versions stored too, are left out. A missing output head is
+    the embedding. A model whose head is the embedding needs none; if there is one, it
+    must be equal.
+
+    Args:
+        layout: each of GPT-2's names, with the names of the parameters of ours that it
+            holds one below the other.
+        transposed: how the names end whose tensors GPT-2 stores transposed.
+
+    Raises:
+        ValueError: if tensors are missing, unknown or of another shape.
+    """
+    masks = (".attn.bias", ".attn.masked_bias")
+    sources = {
+        name.removeprefix("transformer."): name
+        for name in params
+        if not name.endswith(masks)
+    }
+    wanted, tied = dict(layout), gpt.out_head.weight is gpt.tok_emb.weight
+    if not tied and "wte.weight" in sources:
+        sources.setdefault("lm_head.weight", sources["wte.weight"])
+    elif "lm_head.weight" not in sources:
+        del wanted["lm_head.weight"]
+    shapes = getattr(params, "shapes", None) or {n: t.shape for n, t in params.items()}
+    own = {name: p.shape for name, p in gpt.named_parameters(remove_duplicate=False)}
+    for theirs, ours in wanted.items():
+        parts = [own[name] for name in ours]
+        shape = (sum(part[0] for part in parts), *parts[0][1:])
+        wanted[theirs] = shape[::-1] if theirs.endswith(transposed) else shape
+    found = {plain: shapes[source] for plain, source in sources.items()}
+    check_same_shapes(found, wanted, "the set of weights")
+    if tied and "lm_head.weight" in sources:
+        both = [sources.pop("lm_head.weight"), sources["wte.weight"]]
+        pairs = zip(*(pieces_of(params, name) for name in both), strict=True)
+        check_tied(torch.equal(a, b) for (_, a), (_, b) in pairs)
+    return sources
 
 
 def fetch_gpt2(repository: str, folder: Path) -> Path:

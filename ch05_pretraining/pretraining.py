@@ -1,17 +1,16 @@
 """Chapter 5: Pretraining.
 
-Teach a GPT to continue a story, watch it learn the story by heart, let it write, and
-see what training on many texts is worth.
+You will train chapter 4's GPT on a short story, watch it learn the story by heart, let
+it write, and then listen to a model that has read millions of words.
 
-Exported from pretraining.ipynb, which explains every line: change it there, then run
-`python -m tools.export`.
+Exported from pretraining.ipynb and pretraining_deeper.ipynb, which explain every line:
+change it there, then run `python -m tools.export`.
 """
 
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import SequenceMatcher
-from functools import partial
 from itertools import islice
 
 import matplotlib.pyplot as plt
@@ -42,11 +41,11 @@ __all__ = [
     "calc_loss_loader",
     "evaluate_model",
     "generate_and_print_sample",
-    "train_model_simple",
-    "plot_losses",
     "longest_verbatim_run",
     "next_token_probabilities",
     "generate",
+    "train_model_simple",
+    "plot_losses",
 ]
 
 
@@ -116,7 +115,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def in_order(loader: DataLoader) -> DataLoader:
-    """A second loader over the same data, unshuffled, which disturbs no dice."""
+    """A second loader over the same data, unshuffled, which draws no random numbers."""
     if not isinstance(loader, DataLoader):
         return loader
     return DataLoader(
@@ -170,6 +169,8 @@ def generate_and_print_sample(
 ) -> None:
     """Print `start_context` and the 50 tokens that the model finds likeliest after it.
 
+    Line ends and runs of spaces are printed as one space.
+
     Source: Build a Large Language Model (From Scratch), section 5.2.
     """
     prompt = text_to_token_ids(start_context, tokenizer)
@@ -177,88 +178,8 @@ def generate_and_print_sample(
         ids = generate_text_simple(
             model, prompt.to(device), 50, model.cfg["context_length"], use_cache=True
         )
-    tqdm.write("    " + token_ids_to_text(ids, tokenizer).replace("\n", " "))
-
-
-def _look(
-    looks: list[tuple],
-    model: GPTModel,
-    train_loader: DataLoader,
-    val_loader: DataLoader,
-    device: torch.device | str,
-    eval_iter: int | None,
-    step: int,
-    tokens_seen: int,
-) -> None:
-    """Add both losses and the tokens seen to `looks`, and print them."""
-    losses = evaluate_model(model, train_loader, val_loader, device, eval_iter)
-    looks.append((*losses, tokens_seen))
-    tqdm.write(
-        f"step {step:5d}, {tokens_seen:9,} tokens: training loss {losses[0]:6.3f}, "
-        f"validation loss {losses[1]:6.3f}"
-    )
-
-
-def train_model_simple(
-    model: GPTModel,
-    train_loader: DataLoader,
-    val_loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device | str,
-    num_epochs: int,
-    eval_freq: int,
-    eval_iter: int | None,
-    start_context: str,
-    tokenizer,
-) -> tuple[list[float], list[float], list[int]]:
-    """Train as in the book's section 5.2; a sample follows each epoch. Ctrl-C ends it.
-
-    Returns training and validation losses and tokens seen, every `eval_freq` steps.
-    """
-    check_training(train_loader, val_loader, num_epochs, eval_freq, eval_iter)
-    looks, step, tokens_seen = [], 0, 0
-    look = partial(_look, looks, model, train_loader, val_loader, device, eval_iter)
-    model.train()
-    bar = tqdm(total=num_epochs * len(train_loader), unit="step", leave=False)
-    try:
-        for _ in range(num_epochs):
-            for inputs, targets in train_loader:
-                if step % eval_freq == 0:
-                    look(step, tokens_seen)
-                optimizer.zero_grad()
-                calc_loss_batch(inputs, targets, model, device).backward()
-                with hold_interrupts():
-                    optimizer.step()
-                    step, tokens_seen = step + 1, tokens_seen + inputs.numel()
-                bar.update()
-            generate_and_print_sample(model, tokenizer, device, start_context)
-        look(step, tokens_seen)
-    except KeyboardInterrupt:
-        tqdm.write(f"Interrupted after step {step} of {bar.total}.")
-    bar.close()
-    return tuple(map(list, zip(*looks, strict=True))) or ([], [], [])
-
-
-def plot_losses(
-    epochs_seen: Iterable[float],
-    tokens_seen: Iterable[int],
-    train_losses: Iterable[float],
-    val_losses: Iterable[float],
-) -> Axes:
-    """Draw both losses over epochs (below) and tokens seen (above); return the axes.
-
-    Source: Build a Large Language Model (From Scratch), section 5.2.
-    """
-    _, ax = plt.subplots()
-    ax.plot(epochs_seen, train_losses, label="training")
-    ax.plot(epochs_seen, val_losses, linestyle="--", label="validation")
-    ax.set(xlabel="epochs", ylabel="loss (nats per token)", ylim=(0, None))
-    ax.legend(loc="lower left")
-    above = ax.twiny()
-    above.plot(tokens_seen, train_losses, alpha=0)  # only sets the scale
-    above.set(xlabel="tokens seen")
-    above.grid(False)
-    return ax
+    text = " ".join(token_ids_to_text(ids, tokenizer).split())
+    tqdm.write("    " + text)  # as print does, but it leaves a progress bar alone
 
 
 def longest_verbatim_run(ids: Iterable[int], source_ids: Iterable[int]) -> list[int]:
@@ -286,6 +207,7 @@ def next_token_probabilities(
     check_sampling(temperature, top_k, top_p, logits.shape[-1])
     if temperature == 0:
         temperature, top_k = 1.0, 1
+    # Minus the largest logit changes no probability, and nothing can overflow.
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # eq. 5.5
     if top_k is not None:
         highest, ids = logits.topk(top_k)
@@ -339,3 +261,75 @@ def generate(
             if done.all():
                 break
     return idx
+
+
+def _look(step: int, tokens_seen: int, *measured) -> tuple[float, float, int]:
+    """Both losses and the tokens seen, printed too; `measured` as `evaluate_model`."""
+    losses = evaluate_model(*measured)
+    tqdm.write(
+        f"step {step:5d}, {tokens_seen:9,} tokens: training loss {losses[0]:6.3f}, "
+        f"validation loss {losses[1]:6.3f}"
+    )
+    return *losses, tokens_seen
+
+
+def train_model_simple(
+    model: GPTModel,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device | str,
+    num_epochs: int,
+    eval_freq: int,
+    eval_iter: int | None,
+    start_context: str,
+    tokenizer,
+) -> tuple[list[float], list[float], list[int]]:
+    """Train as in the book's section 5.2; a sample follows each epoch. Ctrl-C ends it.
+
+    Returns training and validation losses and tokens seen, every `eval_freq` steps.
+    """
+    check_training(train_loader, val_loader, num_epochs, eval_freq, eval_iter)
+    measured = model, train_loader, val_loader, device, eval_iter
+    looks, step, tokens_seen = [], 0, 0
+    model.train()
+    bar = tqdm(total=num_epochs * len(train_loader), unit="step", leave=False)
+    try:
+        for _ in range(num_epochs):
+            for inputs, targets in train_loader:
+                if step % eval_freq == 0:
+                    looks.append(_look(step, tokens_seen, *measured))
+                optimizer.zero_grad()
+                calc_loss_batch(inputs, targets, model, device).backward()
+                with hold_interrupts():
+                    optimizer.step()
+                    step, tokens_seen = step + 1, tokens_seen + inputs.numel()
+                bar.update()
+            generate_and_print_sample(model, tokenizer, device, start_context)
+        looks.append(_look(step, tokens_seen, *measured))
+    except KeyboardInterrupt:
+        tqdm.write(f"Interrupted after step {step} of {bar.total}.")
+    bar.close()
+    return tuple(map(list, zip(*looks, strict=True))) or ([], [], [])
+
+
+def plot_losses(
+    epochs_seen: Iterable[float],
+    tokens_seen: Iterable[int],
+    train_losses: Iterable[float],
+    val_losses: Iterable[float],
+) -> Axes:
+    """Draw both losses over epochs (below) and tokens seen (above); return the axes.
+
+    Source: Build a Large Language Model (From Scratch), section 5.2.
+    """
+    _, ax = plt.subplots()
+    ax.plot(epochs_seen, train_losses, label="training")
+    ax.plot(epochs_seen, val_losses, linestyle="--", label="validation")
+    ax.set(xlabel="epochs", ylabel="loss (nats per token)", ylim=(0, None))
+    ax.legend(loc="lower left")
+    above = ax.twiny()
+    above.plot(tokens_seen, train_losses, alpha=0)  # only sets the scale
+    above.set(xlabel="tokens seen")
+    above.grid(False)
+    return ax

@@ -1,10 +1,10 @@
 """Chapter 5b: Weights.
 
-Save a training run and go on with it as if it had never stopped, and move weights
-between our model and the rest of the world.
+You will save a training run and go on with it as if it had never stopped, and load the
+weights of a published model into your own.
 
-Exported from weights.ipynb, which explains every line: change it there, then run
-`python -m tools.export`.
+Exported from weights.ipynb and weights_deeper.ipynb, which explain every line: change
+it there, then run `python -m tools.export`.
 """
 
 import json
@@ -19,6 +19,7 @@ from ch05_pretraining.gpt2_files import (
     GPT2_FILES,
     fetch_gpt2,
     gpt2_settings,
+    gpt2_sources,
     read_gpt2_settings,
 )
 from ch05_pretraining.guards import (
@@ -30,7 +31,6 @@ from ch05_pretraining.guards import (
     check_same_shapes,
     check_sizes,
     check_that_builds,
-    check_tied,
 )
 from ch05_pretraining.tensor_files import (
     TensorFile,
@@ -41,6 +41,7 @@ from ch05_pretraining.tensor_files import (
     unpack_optimizer,
     write_checkpoint,
 )
+from shared.ch02 import BPETokenizer
 from shared.ch04 import GPT2_CONFIGS, GPTConfig, GPTModel, check_config
 from shared.data import get as data_path
 from shared.files import replacing, write_atomically
@@ -48,12 +49,13 @@ from shared.files import replacing, write_atomically
 __all__ = [
     "save_checkpoint",
     "load_checkpoint",
-    "model_from_checkpoint",
-    "save_gpt2_folder",
     "load_weights_into_gpt",
     "read_gpt2_folder",
     "build_pretrained",
     "load_base",
+    "load_base_tokenizer",
+    "model_from_checkpoint",
+    "save_gpt2_folder",
     "GPT2_REPOSITORIES",
     "download_and_load_gpt2",
 ]
@@ -76,9 +78,9 @@ def save_checkpoint(
         record["optimizer"], state = pack_optimizer(optimizer, model)
         tensors |= {f"optimizer.{name}": t for name, t in state.items()}
     if progress is not None:
-        dice = {k: v for k, v in progress.items() if isinstance(v, torch.Tensor)}
-        tensors |= {f"progress.{name}": t for name, t in dice.items()}
-        record["progress"] = {k: v for k, v in progress.items() if k not in dice}
+        states = {k: v for k, v in progress.items() if isinstance(v, torch.Tensor)}
+        tensors |= {f"progress.{name}": t for name, t in states.items()}
+        record["progress"] = {k: v for k, v in progress.items() if k not in states}
     write_checkpoint(path, record, tensors)
 
 
@@ -111,22 +113,6 @@ def load_checkpoint(
             tensor.copy_(file[name])
     progress = record.get("progress")
     return None if progress is None else {**progress, **file.part("progress")}
-
-
-def model_from_checkpoint(
-    path: str | Path, build: Callable[[GPTConfig], nn.Module] = GPTModel
-) -> nn.Module:
-    """The model of a checkpoint, built by `build(config)`, filled, and in eval mode.
-
-    Nothing is built unless the tensors in the file are as large as its config says.
-    """
-    record, file = read_checkpoint(path)
-    config = record["config"] or {}
-    check_sizes(config, file.shapes, str(path))
-    with check_that_builds(str(path)):
-        model = build(config)
-    load_checkpoint(path, model)
-    return model.eval()
 
 
 _GPT2_BLOCK = {
@@ -163,67 +149,6 @@ def _gpt2_layout(n_layers: int) -> dict[str, list[str]]:
     return layout
 
 
-def _as_gpt2(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
-    """Our tensors, joined and transposed into GPT-2's."""
-    joined = torch.cat(parts)
-    return joined.T if name.endswith(_GPT2_TRANSPOSED) else joined
-
-
-def _gpt2_shape(name: str, shapes: list[torch.Size]) -> tuple[int, ...]:
-    """The shape that `_as_gpt2` gives to tensors of these shapes."""
-    joined = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-    return joined[::-1] if name.endswith(_GPT2_TRANSPOSED) else joined
-
-
-def save_gpt2_folder(
-    gpt: GPTModel, folder: str | Path, dtype: torch.dtype | None = None
-) -> None:
-    """Write `config.json` and `model.safetensors` as Hugging Face has them for GPT-2.
-
-    Numbers are stored as `dtype`, such as `torch.bfloat16`; by default as they are.
-    """
-    folder, dtype = Path(folder), dtype or gpt.tok_emb.weight.dtype
-    check_floating(dtype)
-    own = {name: p.detach() for name, p in gpt.state_dict().items()}
-    no_bias = torch.zeros_like(own["final_norm.shift"])  # (C,)
-    layout = _gpt2_layout(gpt.cfg["n_layers"])
-    if gpt.cfg.get("tie_weights", False):
-        del layout["lm_head.weight"]
-    tensors = {}
-    for theirs, ours in layout.items():
-        tensor = _as_gpt2(theirs, [own.get(name, no_bias) for name in ours])
-        prefix = "" if theirs == "lm_head.weight" else "transformer."
-        tensors[prefix + theirs] = tensor.to("cpu", dtype).contiguous()
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
-    settings = gpt2_settings(gpt.cfg, str(dtype).removeprefix("torch."))
-    write_atomically(folder / "config.json", json.dumps(settings, indent=2) + "\n")
-
-
-def _gpt2_sources(gpt: GPTModel, params: Mapping) -> dict[str, str]:
-    """GPT-2's plain names, each with its name in `params`, if the tensors fit."""
-    masks = (".attn.bias", ".attn.masked_bias")
-    sources = {
-        name.removeprefix("transformer."): name
-        for name in params
-        if not name.endswith(masks)
-    }
-    layout = _gpt2_layout(gpt.cfg["n_layers"])
-    if gpt.out_head.weight is not gpt.tok_emb.weight and "wte.weight" in sources:
-        sources.setdefault("lm_head.weight", sources["wte.weight"])
-    elif "lm_head.weight" not in sources:
-        del layout["lm_head.weight"]
-    shapes = getattr(params, "shapes", None) or {n: t.shape for n, t in params.items()}
-    own = {name: p.shape for name, p in gpt.named_parameters(remove_duplicate=False)}
-    found = {plain: shapes[source] for plain, source in sources.items()}
-    wanted = {
-        theirs: _gpt2_shape(theirs, [own[name] for name in ours])
-        for theirs, ours in layout.items()
-    }
-    check_same_shapes(found, wanted, "the set of weights")
-    return sources
-
-
 @torch.no_grad()
 def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, torch.Tensor]) -> None:
     """Copy GPT-2's weights into a model, piece by piece; if they do not fit, none.
@@ -237,21 +162,16 @@ def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, torch.Tensor]) -> 
     """
     check_not_tensorflow(params)
     check_qkv_bias(gpt.cfg)
-    sources = _gpt2_sources(gpt, params)
-    layout = _gpt2_layout(gpt.cfg["n_layers"])
-    if gpt.out_head.weight is gpt.tok_emb.weight:
-        del layout["lm_head.weight"]
-        if "lm_head.weight" in sources:
-            both = [sources["lm_head.weight"], sources["wte.weight"]]
-            pairs = zip(*(pieces_of(params, name) for name in both), strict=True)
-            check_tied(torch.equal(a, b) for (_, a), (_, b) in pairs)
-    own = dict(gpt.named_parameters())
-    for theirs, ours in layout.items():
-        for place, piece in pieces_of(params, sources[theirs]):
+    layout, own = _gpt2_layout(gpt.cfg["n_layers"]), dict(gpt.named_parameters())
+    sources = gpt2_sources(gpt, params, layout, _GPT2_TRANSPOSED)
+    for theirs, source in sources.items():
+        for rows, piece in pieces_of(params, source):
+            part = rows
             if theirs.endswith(_GPT2_TRANSPOSED):
-                place, piece = (slice(None), place), piece.T  # their rows
-            for name, part in zip(ours, piece.chunk(len(ours)), strict=True):
-                own[name][place].copy_(part)
+                part, piece = (slice(None), rows), piece.T  # their rows, our columns
+            chunks = piece.chunk(len(layout[theirs]))
+            for name, chunk in zip(layout[theirs], chunks, strict=True):
+                own[name][part].copy_(chunk)
 
 
 def read_gpt2_folder(folder: str | Path) -> tuple[GPTConfig, TensorFile]:
@@ -287,6 +207,58 @@ def load_base(device: torch.device | str = "cpu") -> GPTModel:
     """The course's own pretrained model, in float32 and in evaluation mode."""
     config, _ = (data_path(f"base/{name}") for name in GPT2_FILES)
     return build_pretrained(*read_gpt2_folder(config.parent), device=device)
+
+
+def load_base_tokenizer() -> BPETokenizer:
+    """The tokenizer of `load_base()`: 8,192 tokens, learned from what it has read."""
+    return BPETokenizer.load(data_path("base/tokenizer.json"))
+
+
+def model_from_checkpoint(
+    path: str | Path, build: Callable[[GPTConfig], nn.Module] = GPTModel
+) -> nn.Module:
+    """The model of a checkpoint, built by `build(config)`, filled, and in eval mode.
+
+    Nothing is built unless the tensors in the file are as large as its config says.
+    """
+    record, file = read_checkpoint(path)
+    config = record["config"] or {}
+    check_sizes(config, file.shapes, str(path))
+    with check_that_builds(str(path)):
+        model = build(config)
+    load_checkpoint(path, model)
+    return model.eval()
+
+
+def _as_gpt2(name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+    """Our tensors, joined and transposed into GPT-2's."""
+    joined = torch.cat(parts)
+    return joined.T if name.endswith(_GPT2_TRANSPOSED) else joined
+
+
+def save_gpt2_folder(
+    gpt: GPTModel, folder: str | Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write `config.json` and `model.safetensors` as Hugging Face has them for GPT-2.
+
+    Numbers are stored as `dtype`, such as `torch.bfloat16`; by default as they are.
+    """
+    folder, dtype = Path(folder), dtype or gpt.tok_emb.weight.dtype
+    check_floating(dtype)
+    own = {name: p.detach() for name, p in gpt.state_dict().items()}
+    no_bias = torch.zeros_like(own["final_norm.shift"])  # (C,)
+    layout = _gpt2_layout(gpt.cfg["n_layers"])
+    if gpt.cfg.get("tie_weights", False):
+        del layout["lm_head.weight"]
+    tensors = {}
+    for theirs, ours in layout.items():
+        tensor = _as_gpt2(theirs, [own.get(name, no_bias) for name in ours])
+        prefix = "" if theirs == "lm_head.weight" else "transformer."
+        tensors[prefix + theirs] = tensor.to("cpu", dtype).contiguous()
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, {"format": "pt"})
+    settings = gpt2_settings(gpt.cfg, str(dtype).removeprefix("torch."))
+    write_atomically(folder / "config.json", json.dumps(settings, indent=2) + "\n")
 
 
 GPT2_REPOSITORIES = {

@@ -360,6 +360,15 @@ def test_sample_leaves_mode_and_randomness_alone(capsys):
     assert first == second and len(first.strip()) == 53
 
 
+def test_sample_is_one_line_with_single_spaces(capsys):
+    class Blanks(LetterTokenizer):
+        def decode(self, ids):
+            return "The box\n\n \n weighed  thirty\n"
+
+    generate_and_print_sample(tiny_model(), Blanks(), "cpu", "abc")
+    assert capsys.readouterr().out == "    The box weighed thirty\n"
+
+
 def test_ctrl_c_ends_training_with_what_there_is(capsys):
     model = GPTModel(TINY)
     interrupt_at(model, 4)

@@ -23,8 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ch05_pretraining import gpt2_files, tensor_files, weights
+from ch05_pretraining.copying import (
+    attention_inputs,
+    previous_token_scores,
+    random_text_twice,
+)
 from shared import data
-from shared.ch02 import get_tokenizer
+from shared.ch03 import attention_weights
 from shared.ch04 import GPT2_CONFIGS, GPTModel
 from shared.ch05 import (
     TensorFile,
@@ -32,6 +37,7 @@ from shared.ch05 import (
     calc_loss_batch,
     download_and_load_gpt2,
     load_base,
+    load_base_tokenizer,
     load_checkpoint,
     load_weights_into_gpt,
     model_from_checkpoint,
@@ -902,7 +908,7 @@ def base():
 def test_base_is_float32_and_ready_for_use(base):
     assert {parameter.dtype for parameter in base.parameters()} == {torch.float32}
     assert not base.training
-    assert base.cfg["vocab_size"] == get_tokenizer().n_vocab
+    assert base.cfg["vocab_size"] == load_base_tokenizer().n_vocab
     assert base.out_head.weight is base.tok_emb.weight
     assert data.FILES["base/model.safetensors"].size <= 45_000_000
 
@@ -912,42 +918,82 @@ def test_transformers_loads_the_base(base):
 
     folder = data.get("base/config.json").parent
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompt = text_to_token_ids(data.load_text("held-out")[:400], get_tokenizer())
+    prompt = text_to_token_ids(data.load_text("held-out")[:400], load_base_tokenizer())
     with torch.no_grad():
         ours, logits = base(prompt), theirs.eval()(prompt).logits
     assert (ours - logits).abs().max() < 1e-4
 
 
 def test_base_guesses_far_better_than_evenly_on_text_of_another_kind(base):
-    ids = text_to_token_ids(data.load_text("held-out"), get_tokenizer())
+    ids = text_to_token_ids(data.load_text("held-out"), load_base_tokenizer())
     windows = ids[0, : 8 * 129].view(8, 129)
     with torch.no_grad():
         loss = calc_loss_batch(windows[:, :-1], windows[:, 1:], base, "cpu")
     assert loss < math.log(base.cfg["vocab_size"] / 10)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_damaged_base_is_named_with_the_remedy(tmp_path, monkeypatch, name):
     shutil.copytree(data.REPOSITORY_DATA / "base", tmp_path / "base")
     monkeypatch.setattr(data, "REPOSITORY_DATA", tmp_path)
-    load_base()
+    load = load_base_tokenizer if name == "tokenizer.json" else load_base
+    load()
     path = tmp_path / "base" / name
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(data.DataUnavailable, match=f"git checkout -- data/base/{name}"):
-        load_base()
+        load()
 
 
-@pytest.mark.parametrize("run", [1, 2])
-def test_log_of_the_base_is_of_this_model(base, run):
+def test_tokens_of_the_base_end_with_the_one_that_ends_a_text(base):
+    tokenizer = load_base_tokenizer()
+    text = "Once upon a time, a fox said: “Où est-il?”\n\nThe end.<|endoftext|>"
+    ids = text_to_token_ids(text, tokenizer)
+    assert ids[0, -1] == tokenizer.eot_token == base.cfg["vocab_size"] - 1
+    assert tokenizer.decode(ids[0].tolist()) == text
+
+
+def log_of_run(run):
     lines = data.get(f"base/log-{run}.jsonl").read_text(encoding="utf-8").splitlines()
-    log = [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("run", [1, 2, 3, 4, 5])
+def test_log_of_the_base_is_of_this_model(base, run):
+    """In the first four runs it had GPT-2's tokens, and so a larger table."""
+    log = log_of_run(run)
     assert log[0]["event"] == "start" and log[-1]["event"] == "end"
-    assert log[0]["parameters"] == sum(p.numel() for p in base.parameters())
-    assert log[0]["settings"]["model"] == base.cfg
+    V = 50_257 if run < 5 else base.cfg["vocab_size"]
+    wider = (V - base.cfg["vocab_size"]) * base.cfg["emb_dim"]
+    parameters = sum(p.numel() for p in base.parameters()) + wider
+    assert log[0]["parameters"] == parameters
+    assert log[0]["settings"]["model"] == {**base.cfg, "vocab_size": V}
     train = [line for line in log if line["event"] == "train"]
     assert log[-1]["tokens"] == train[-1]["tokens"]
     steps = [line["step"] for line in train]
     assert steps == sorted(set(steps)) and steps[-1] == log[-1]["step"]
+
+
+def test_the_last_log_shows_how_the_base_learned_to_write():
+    log = log_of_run(5)
+    samples = [line for line in log if line["event"] == "sample"]
+    prompts = log[0]["settings"]["prompts"]
+    steps = [sample["step"] for sample in samples]
+    powers = [2**n for n in range(20) if 2**n <= log[-1]["step"]]
+    assert [step for step in steps if step.bit_count() < 2] == [0, *powers]
+    for sample in samples:
+        pairs = zip(sample["texts"], prompts, strict=True)
+        assert all(text.startswith(prompt) for text, prompt in pairs)
+    assert len({sample["texts"][0] for sample in samples}) > len(samples) / 2
+
+
+def test_previous_token_scores_are_those_of_a_loop():
+    gpt, ids = tiny_model(drop_rate=0.0).eval(), random_text_twice(2, 6, V)
+    scores, inputs = previous_token_scores(gpt, ids), attention_inputs(gpt, ids)
+    weights = attention_weights(gpt.trf_blocks[1].att, inputs[1])  # (B, H, T, T)
+    for head in range(3):
+        seen = [weights[b, head, t, t - 1] for b in range(2) for t in range(1, 12)]
+        assert torch.isclose(scores[1, head], sum(seen) / len(seen))
+    assert scores.shape == (2, 3)
 
 
 def test_held_out_text_is_twelve_paragraphs_of_similar_length():
