@@ -1,10 +1,11 @@
 """Chapter 6: Classification.
 
-Turn a pretrained GPT into a spam filter, measure what each choice on the way is worth,
-and say when a simpler method would have done.
+You will turn the pretrained GPT into a classifier, for a question where counting words
+must fail and for one where it is hard to beat, and you will learn to tell which of the
+two you have.
 
-Exported from classification.ipynb, which explains every line: change it there, then run
-`python -m tools.export`.
+Exported from classification.ipynb and deeper.ipynb, which explain every line: change it
+there, then run `python -m tools.export`.
 """
 
 import re
@@ -26,37 +27,39 @@ from ch06_classification.guards import (
     check_labels,
     check_message,
     check_one_label,
+    check_padding,
     check_part,
     check_split,
     check_texts,
     check_threshold,
     classifier_settings,
     cut_to,
+    padding_id,
     read_messages,
 )
 from shared.ch04 import GPTModel
 from shared.ch05 import TensorFile, evaluating, in_order, load_checkpoint
 
 __all__ = [
-    "message_key",
-    "remove_duplicates",
-    "LABELS",
-    "create_balanced_dataset",
-    "random_split",
-    "encode_message",
-    "SpamDataset",
-    "LengthGroupedSampler",
     "last_real_position",
-    "create_spam_loader",
     "GPTClassifier",
-    "class_logits",
+    "SpamDataset",
     "calc_classification_loss",
     "evaluate_classifier",
     "calc_accuracy_loader",
-    "frozen_features",
     "train_classifier_simple",
+    "LABELS",
+    "create_balanced_dataset",
+    "random_split",
     "set_trainable",
+    "encode_message",
+    "class_logits",
+    "LengthGroupedSampler",
+    "create_spam_loader",
+    "frozen_features",
     "let_rate_fall",
+    "message_key",
+    "remove_duplicates",
     "spam_probabilities",
     "Verdict",
     "classify_review",
@@ -64,143 +67,10 @@ __all__ = [
 ]
 
 
-def message_key(text: str) -> str:
-    """The words of a message in lower case; if it has none, the message."""
-    return " ".join(re.findall(r"[^\W\d_]+", text.lower())) or text
-
-
-def remove_duplicates(df: pd.DataFrame) -> pd.DataFrame:
-    """Of the messages with the same words, keep the first only, with its index."""
-    check_one_label(df, message_key)
-    return df[~df["Text"].map(message_key).duplicated()]
-
-
-LABELS = ("ham", "spam")  # class 0 and class 1
-
-
-def create_balanced_dataset(df: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
-    """All messages of the rarer class, and as many of the other, drawn at random."""
-    labels = check_labels(df, both=True)  # 0 and 1
-    n = labels.value_counts().min()
-    parts = [df[labels == label] for label in (0, 1)]
-    return pd.concat(
-        [p if len(p) == n else p.sample(n, random_state=seed) for p in parts]
-    )
-
-
-def random_split(
-    df: pd.DataFrame, train_frac: float, validation_frac: float, seed: int = 123
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Deal the rows at random into training, validation and (the rest) test part."""
-    check_split(len(df), train_frac, validation_frac)
-    shuffled = df.sample(frac=1, random_state=seed)
-    a = int(len(df) * train_frac)
-    b = a + int(len(df) * validation_frac)
-    parts = shuffled[:a], shuffled[a:b], shuffled[b:]
-    return tuple(part.reset_index(drop=True) for part in parts)
-
-
-def encode_message(
-    text: str, tokenizer, max_length: int | None = None, pad_token_id: int = 50256
-) -> list[int]:
-    """A message's first `max_length` ids, none special; an empty one is padding."""
-    check_message(text, max_length)
-    encode = getattr(tokenizer, "encode_ordinary", tokenizer.encode)
-    return encode(text)[:max_length] or [pad_token_id]
-
-
-class SpamDataset(Dataset):
-    """Messages as ids, all padded to one length, and their classes (book, section 6.3).
-
-    The file, or table, has the columns Label (ham and spam, or 0 and 1) and Text.
-    `data` is that table, `lengths` the tokens of each message without padding.
-    """
-
-    def __init__(
-        self,
-        csv_file: str | Path | pd.DataFrame,
-        tokenizer,
-        max_length: int | None = None,
-        pad_token_id: int = 50256,
-    ):
-        self.data, labels = read_messages(csv_file)
-        ids = [
-            encode_message(text, tokenizer, max_length, pad_token_id)
-            for text in self.data["Text"]
-        ]
-        self.lengths = [len(row) for row in ids]
-        self.max_length = max_length or max(self.lengths)
-        self.pad_token_id = pad_token_id
-        self.ids = torch.full((len(ids), self.max_length), pad_token_id)
-        for padded, row in zip(self.ids, ids, strict=True):
-            padded[: len(row)] = torch.tensor(row)
-        self.labels = torch.tensor(labels.tolist())
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.ids[index], self.labels[index]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-class LengthGroupedSampler(Sampler[list[int]]):
-    """Batches of texts of similar length, drawn anew each epoch: lists of indices.
-
-    Pools of `pool` batches are drawn, and sorted within; the last batch may be smaller.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        generator: torch.Generator | None = None,
-        pool: int = 8,
-    ):
-        check_counts(texts=len(lengths), batch_size=batch_size, pool=pool)
-        self.lengths, self.batch_size = torch.tensor(lengths), batch_size
-        self.generator, self.pool = generator, pool
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)  # rounded up
-
-    def __iter__(self) -> Iterator[list[int]]:
-        size, batches = self.batch_size, []
-        order = torch.randperm(len(self.lengths), generator=self.generator)
-        for pool in order.split(size * self.pool):
-            by_length = self.lengths[pool].argsort(stable=True)
-            batches += pool[by_length].split(size)
-        for i in torch.randperm(len(batches), generator=self.generator):
-            yield batches[i].tolist()
-
-
 def last_real_position(ids: torch.Tensor, pad_token_id: int = 50256) -> torch.Tensor:
     """Where the last token that is no padding stands, or 0: (B, T) -> (B,)."""
     places = torch.arange(ids.shape[1], device=ids.device)
     return ((ids != pad_token_id) * places).amax(dim=1)  # eq. 6.1
-
-
-def create_spam_loader(
-    dataset: SpamDataset,
-    batch_size: int = 16,
-    shuffle: bool = False,
-    generator: torch.Generator | None = None,
-) -> DataLoader:
-    """Batches of ids (B, T), each padded to its own longest, and of classes (B,).
-
-    With `shuffle`, messages of similar length come together, in an order ever new.
-    """
-
-    def collate(items: list) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, labels = (torch.stack(parts) for parts in zip(*items, strict=True))
-        longest = last_real_position(ids, dataset.pad_token_id).max() + 1
-        return ids[:, :longest], labels
-
-    if not shuffle:
-        return DataLoader(dataset, batch_size, collate_fn=collate, generator=generator)
-    batches = LengthGroupedSampler(dataset.lengths, batch_size, generator)
-    return DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate, generator=generator
-    )
 
 
 class GPTClassifier(nn.Module):
@@ -213,6 +83,7 @@ class GPTClassifier(nn.Module):
     def __init__(self, gpt: GPTModel, num_classes: int = 2, pad_token_id: int = 50256):
         super().__init__()
         check_head(num_classes)
+        check_padding(pad_token_id, gpt.cfg["vocab_size"])
         head = nn.Linear(gpt.cfg["emb_dim"], num_classes)
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
@@ -229,19 +100,39 @@ class GPTClassifier(nn.Module):
         return self.gpt.out_head(self.last_features(ids))  # (B, num_classes)
 
 
-def class_logits(
-    model: nn.Module,
-    inputs: torch.Tensor,
-    device: torch.device | str,
-    pad_token_id: int = 50256,
-) -> torch.Tensor:
-    """What a model says of each text, or at its last real token: (B, num_classes)."""
-    inputs = inputs.to(device)
-    logits = model(inputs)
-    if logits.dim() == 3:  # (B, T, num_classes), like the book's
-        check_head(logits.shape[-1], model.tok_emb.num_embeddings)
-        logits = logits[range(len(inputs)), last_real_position(inputs, pad_token_id)]
-    return logits
+class SpamDataset(Dataset):
+    """Messages as ids, all padded to one length, and their classes (book, section 6.3).
+
+    The file, or table, has the columns Label (ham and spam, or 0 and 1) and Text.
+    `data` is that table, `lengths` the tokens of each message without padding. The
+    padding is by default the tokenizer's `eot_token`.
+    """
+
+    def __init__(
+        self,
+        csv_file: str | Path | pd.DataFrame,
+        tokenizer,
+        max_length: int | None = None,
+        pad_token_id: int | None = None,
+    ):
+        self.data, labels = read_messages(csv_file)
+        self.pad_token_id = padding_id(pad_token_id, tokenizer)
+        ids = [
+            encode_message(text, tokenizer, max_length, self.pad_token_id)
+            for text in self.data["Text"]
+        ]
+        self.lengths = [len(row) for row in ids]
+        self.max_length = max_length or max(self.lengths)
+        self.ids = torch.full((len(ids), self.max_length), self.pad_token_id)
+        for padded, row in zip(self.ids, ids, strict=True):
+            padded[: len(row)] = torch.tensor(row)
+        self.labels = torch.tensor(labels.tolist())
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.ids[index], self.labels[index]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def calc_classification_loss(
@@ -281,18 +172,6 @@ def calc_accuracy_loader(
 ) -> float:
     """The share of texts whose class a model guesses; see `evaluate_classifier`."""
     return evaluate_classifier(data_loader, model, device, num_batches)[1]
-
-
-def frozen_features(
-    classifier: GPTClassifier, data_loader: DataLoader, device: torch.device | str
-) -> TensorDataset:
-    """What the head reads, (n, C), and the classes, (n,), in the order of the texts."""
-    features, classes = [], []
-    with evaluating(classifier):
-        for ids, labels in in_order(data_loader):
-            features.append(classifier.last_features(ids.to(device)))  # (B, C)
-            classes.append(labels.to(device))
-    return TensorDataset(torch.cat(features), torch.cat(classes))
 
 
 def train_classifier_simple(
@@ -336,6 +215,31 @@ def train_classifier_simple(
     return *losses, *accuracies, examples_seen
 
 
+LABELS = ("ham", "spam")  # class 0 and class 1
+
+
+def create_balanced_dataset(df: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
+    """All messages of the rarer class, and as many of the other, drawn at random."""
+    labels = check_labels(df, both=True)  # 0 and 1
+    n = labels.value_counts().min()
+    parts = [df[labels == label] for label in (0, 1)]
+    return pd.concat(
+        [p if len(p) == n else p.sample(n, random_state=seed) for p in parts]
+    )
+
+
+def random_split(
+    df: pd.DataFrame, train_frac: float, validation_frac: float, seed: int = 123
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Deal the rows at random into training, validation and (the rest) test part."""
+    check_split(len(df), train_frac, validation_frac)
+    shuffled = df.sample(frac=1, random_state=seed)
+    a = int(len(df) * train_frac)
+    b = a + int(len(df) * validation_frac)
+    parts = shuffled[:a], shuffled[a:b], shuffled[b:]
+    return tuple(part.reset_index(drop=True) for part in parts)
+
+
 def set_trainable(classifier: GPTClassifier | GPTModel, part: str) -> int:
     """Let one part of a classifier learn, and freeze the rest; count what will learn.
 
@@ -354,6 +258,105 @@ def set_trainable(classifier: GPTClassifier | GPTModel, part: str) -> int:
     return sum(p.numel() for p in classifier.parameters() if p.requires_grad)
 
 
+def encode_message(
+    text: str, tokenizer, max_length: int | None = None, pad_token_id: int | None = None
+) -> list[int]:
+    """A message's first `max_length` ids, none special; an empty one is padding.
+
+    `pad_token_id` is by default the tokenizer's `eot_token`.
+    """
+    check_message(text, max_length)
+    encode = getattr(tokenizer, "encode_ordinary", tokenizer.encode)
+    return encode(text)[:max_length] or [padding_id(pad_token_id, tokenizer)]
+
+
+def class_logits(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    device: torch.device | str,
+    pad_token_id: int | None = None,
+) -> torch.Tensor:
+    """What a model says of each text, or at its last real token: (B, num_classes).
+
+    `pad_token_id` is by default the model's, or GPT-2's if the model has none.
+    """
+    inputs = inputs.to(device)
+    logits = model(inputs)
+    if logits.dim() == 3:  # (B, T, num_classes), like the book's
+        vocab_size = model.tok_emb.num_embeddings
+        check_head(logits.shape[-1], vocab_size)
+        pad_token_id = padding_id(pad_token_id, model=model)
+        check_padding(pad_token_id, vocab_size)
+        logits = logits[range(len(inputs)), last_real_position(inputs, pad_token_id)]
+    return logits
+
+
+class LengthGroupedSampler(Sampler[list[int]]):
+    """Batches of texts of similar length, drawn anew each epoch: lists of indices.
+
+    Pools of `pool` batches are drawn, and sorted within; the last batch may be smaller.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        pool: int = 8,
+    ):
+        check_counts(texts=len(lengths), batch_size=batch_size, pool=pool)
+        self.lengths, self.batch_size = torch.tensor(lengths), batch_size
+        self.generator, self.pool = generator, pool
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)  # rounded up
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size, batches = self.batch_size, []
+        order = torch.randperm(len(self.lengths), generator=self.generator)
+        for pool in order.split(size * self.pool):
+            by_length = self.lengths[pool].argsort(stable=True)
+            batches += pool[by_length].split(size)
+        for i in torch.randperm(len(batches), generator=self.generator):
+            yield batches[i].tolist()
+
+
+def create_spam_loader(
+    dataset: SpamDataset,
+    batch_size: int = 16,
+    shuffle: bool = False,
+    generator: torch.Generator | None = None,
+) -> DataLoader:
+    """Batches of ids (B, T), each padded to its own longest, and of classes (B,).
+
+    With `shuffle`, messages of similar length come together, in an order ever new.
+    """
+
+    def collate(items: list) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, labels = (torch.stack(parts) for parts in zip(*items, strict=True))
+        longest = last_real_position(ids, dataset.pad_token_id).max() + 1
+        return ids[:, :longest], labels
+
+    if not shuffle:
+        return DataLoader(dataset, batch_size, collate_fn=collate, generator=generator)
+    batches = LengthGroupedSampler(dataset.lengths, batch_size, generator)
+    return DataLoader(
+        dataset, batch_sampler=batches, collate_fn=collate, generator=generator
+    )
+
+
+def frozen_features(
+    classifier: GPTClassifier, data_loader: DataLoader, device: torch.device | str
+) -> TensorDataset:
+    """What the head reads, (n, C), and the classes, (n,), in the order of the texts."""
+    features, classes = [], []
+    with evaluating(classifier):
+        for ids, labels in in_order(data_loader):
+            features.append(classifier.last_features(ids.to(device)))  # (B, C)
+            classes.append(labels.to(device))
+    return TensorDataset(torch.cat(features), torch.cat(classes))
+
+
 def let_rate_fall(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
     """Let the rates fall from now on to zero, on a line (Radford et al., 2018, 4.1)."""
     check_counts(num_steps=num_steps)
@@ -363,23 +366,36 @@ def let_rate_fall(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
     optimizer.register_step_post_hook(lambda *_: falling.step())
 
 
+def message_key(text: str) -> str:
+    """The words of a message in lower case; if it has none, the message."""
+    return " ".join(re.findall(r"[^\W\d_]+", text.lower())) or text
+
+
+def remove_duplicates(df: pd.DataFrame) -> pd.DataFrame:
+    """Of the messages with the same words, keep the first only, with its index."""
+    check_one_label(df, message_key)
+    return df[~df["Text"].map(message_key).duplicated()]
+
+
 def spam_probabilities(
     texts: Sequence[str],
     model: GPTClassifier | GPTModel,
     tokenizer,
     device: torch.device | str,
     max_length: int | None = None,
-    pad_token_id: int = 50256,
+    pad_token_id: int | None = None,
     batch_size: int = 32,
 ) -> torch.Tensor:
     """The probability of class 1 (spam) for each text: (n,), on the CPU.
 
     Of each, the first `max_length` tokens are read, at most (and by default) what the
-    model's context holds; a UserWarning says if that cuts a text.
+    model's context holds; a UserWarning says if that cuts a text. `pad_token_id` is by
+    default the model's, or the tokenizer's `eot_token` if the model has none.
     """
     check_texts(texts, max_length=max_length, batch_size=batch_size)
     longest = model.cfg["context_length"]
     longest = min(max_length or longest, longest)
+    pad_token_id = padding_id(pad_token_id, tokenizer, model)
     ids = [encode_message(text, tokenizer, None, pad_token_id) for text in texts]
     ids, found = cut_to(longest, ids), torch.empty(len(ids))
     by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -405,7 +421,7 @@ def classify_review(
     tokenizer,
     device: torch.device | str,
     max_length: int | None = None,
-    pad_token_id: int = 50256,
+    pad_token_id: int | None = None,
     *,
     threshold: float = 0.5,
 ) -> Verdict:

@@ -20,8 +20,10 @@ __all__ = [
     "check_counts",
     "check_batches",
     "check_head",
+    "check_padding",
     "check_part",
     "check_threshold",
+    "padding_id",
     "cut_to",
     "classifier_settings",
 ]
@@ -146,6 +148,22 @@ def check_head(num_classes: int, vocab_size: int | None = None) -> None:
             f"the model still scores the {vocab_size} tokens of its vocabulary, no "
             "classes; use GPTClassifier(model), or model.out_head = nn.Linear(emb_dim, "
             "2)"
+        )
+
+
+def padding_id(given: int | None, tokenizer=None, model=None) -> int:
+    """The id given; or else the model's, the tokenizer's end of text, or GPT-2's."""
+    if given is None:
+        given = getattr(model, "pad_token_id", None)
+    return getattr(tokenizer, "eot_token", 50256) if given is None else given
+
+
+def check_padding(pad_token_id: int, vocab_size: int) -> None:
+    """Refuse a padding id that the model has no vector for; it pads with another."""
+    if not 0 <= pad_token_id < vocab_size:
+        raise ValueError(
+            f"pad_token_id {pad_token_id} is none of the model's {vocab_size} tokens; "
+            "pass the one that fills up the messages, tokenizer.eot_token"
         )
 
 

@@ -15,7 +15,7 @@ from ch06_classification.classification import (
     remove_duplicates,
 )
 from ch06_classification.guards import check_collection
-from shared.ch02 import get_tokenizer
+from shared.ch05 import load_base_tokenizer
 from shared.data import get as data_path
 
 __all__ = ["load_sms", "create_loaders", "create_spam_loaders"]
@@ -47,8 +47,11 @@ def load_sms(name: str = "sms-spam") -> pd.DataFrame:
 def create_loaders(
     parts: Sequence[pd.DataFrame], batch_size: int = 16, seed: int = 123, tokenizer=None
 ) -> tuple[DataLoader, ...]:
-    """A loader for each table of texts and labels; the first is shuffled."""
-    tokenizer, loaders = tokenizer or get_tokenizer(), []
+    """A loader for each table of texts and labels; the first is shuffled.
+
+    The tokenizer is by default the base model's.
+    """
+    tokenizer, loaders = tokenizer or load_base_tokenizer(), []
     for part in parts:
         dataset, chance = SpamDataset(part, tokenizer), torch.Generator()
         chance.manual_seed(seed)

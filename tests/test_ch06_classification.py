@@ -23,7 +23,7 @@ from ch06_classification.word_order import make_twins, split_twins
 from shared import data
 from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTModel
-from shared.ch05 import load_base, save_checkpoint
+from shared.ch05 import load_base, load_base_tokenizer, save_checkpoint
 from shared.ch06 import (
     LABELS,
     GPTClassifier,
@@ -68,6 +68,8 @@ TINY = {
 
 class LetterTokenizer:
     """One token for each of sixty characters; the padding id 60 is never among them."""
+
+    eot_token = PAD
 
     def encode(self, text):
         return [ord(character) % 60 for character in text]
@@ -306,6 +308,51 @@ def test_messages_are_ordinary_text():
         encode_message("Hi", tokenizer, max_length=0)
 
 
+def test_padding_is_by_default_the_tokenizers():
+    base = load_base_tokenizer()
+    assert base.eot_token != 50256
+    assert encode_message("", base) == [base.eot_token]
+    assert encode_message("", base, pad_token_id=3) == [3]
+    ids = encode_message("<|endoftext|>free", base)
+    assert base.eot_token not in ids and base.decode(ids) == "<|endoftext|>free"
+    df = pd.DataFrame({"Label": ["ham", "spam"], "Text": ["see you", "call now, win"]})
+    for tokenizer, pad in ((base, base.eot_token), (get_tokenizer(), 50256)):
+        dataset = SpamDataset(df, tokenizer)
+        assert dataset.pad_token_id == pad and dataset[0][0][-1] == pad
+    assert SpamDataset(df, base, pad_token_id=5)[0][0][-1] == 5
+
+    class NoEnd:  # without an eot_token: the book's default, GPT-2's
+        encode = LETTERS.encode
+
+    assert SpamDataset(df, NoEnd()).pad_token_id == 50256
+
+
+def test_probabilities_pad_as_the_model_does():
+    net = tiny_classifier()
+    net.pad_token_id = 7  # not the tokenizer's
+    texts = ["a longer message", "abc"]
+    wanted = []
+    for text in texts:
+        with torch.no_grad():
+            wanted.append(net(torch.tensor([LETTERS.encode(text)])).softmax(-1)[0, 1])
+    found = spam_probabilities(texts, net, LETTERS, "cpu")
+    assert found.tolist() == pytest.approx([x.item() for x in wanted], abs=1e-5)
+
+
+def test_a_padding_id_that_the_model_has_no_vector_for_is_refused():
+    message = "50256 is none of the model's 61 tokens; .*tokenizer.eot_token"
+    with pytest.raises(ValueError, match=message):
+        GPTClassifier(GPTModel(TINY))
+    with pytest.raises(ValueError, match="-1 is none of"):
+        GPTClassifier(GPTModel(TINY), pad_token_id=-1)
+    net, ids = book_classifier(), torch.tensor([[5, 6, PAD]])
+    with torch.no_grad():
+        assert torch.equal(class_logits(net, ids, "cpu"), net(ids)[:, 1])
+        del net.pad_token_id
+        with pytest.raises(ValueError, match=message):
+            class_logits(net, ids, "cpu")
+
+
 def test_dataset_pads_on_the_right_and_cuts(csv_file):
     path = csv_file(
         pd.DataFrame({"Label": ["ham", "spam", 1], "Text": ["abc", "", "abcde"]})
@@ -452,16 +499,16 @@ def test_any_amount_of_padding_gives_the_same_logits(lengths, n_padding, seed):
 
 def test_padding_changes_nothing_in_the_base_model(csv_file):
     torch.manual_seed(1)
-    net = GPTClassifier(load_base()).eval()
+    tokenizer = load_base_tokenizer()
+    net = GPTClassifier(load_base(), pad_token_id=tokenizer.eot_token).eval()
     rows = [
-        torch.tensor(encode_message(text, get_tokenizer()))
-        for text in load_sms()["Text"][:6]
+        torch.tensor(encode_message(text, tokenizer)) for text in load_sms()["Text"][:6]
     ]
     with torch.no_grad():
         alone = torch.cat([net(row[None]) for row in rows])
         for n in (0, 1, 50, 200):
-            batch = nn.utils.rnn.pad_sequence(rows, True, 50256)
-            batch = F.pad(batch, (0, n), value=50256)
+            batch = nn.utils.rnn.pad_sequence(rows, True, tokenizer.eot_token)
+            batch = F.pad(batch, (0, n), value=tokenizer.eot_token)
             assert torch.allclose(net(batch), alone, atol=1e-4)
 
 
@@ -506,6 +553,7 @@ def book_classifier(seed=1):
     """The book's idiom: the GPT itself, with a head of two outputs at every token."""
     net = tiny_classifier(seed).gpt
     net.out_head = nn.Linear(TINY["emb_dim"], 2)
+    net.pad_token_id = PAD  # else it would be GPT-2's
     return net.eval()
 
 
@@ -889,7 +937,7 @@ def comparison(tmp_path, monkeypatch):
 
     def tiny_base(device="cpu"):
         torch.manual_seed(0)
-        small = {**TINY, "vocab_size": 50257, "emb_dim": 12, "context_length": 300}
+        small = {**TINY, "vocab_size": 8192, "emb_dim": 12, "context_length": 300}
         return GPTModel(small)
 
     monkeypatch.setattr(compare, "load_base", tiny_base)
@@ -957,17 +1005,18 @@ def test_a_record_of_another_base_is_noticed(tmp_path, monkeypatch):
         compare.read_record(path)
 
 
-def test_the_record_is_of_the_base_and_has_every_method_on_every_split():
+def test_the_record_is_of_the_base_and_has_every_method():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # another base is a warning
         record = compare.read_record()
     runs = pd.DataFrame(record["runs"])
     for task in compare.TASKS:
         seeds = runs[runs["task"] == task].groupby("method")["seed"].apply(sorted)
-        splits = list(range(max(map(len, seeds))))
-        assert len(splits) >= 2
-        assert set(seeds.index) == set(compare.all_settings())
-        assert all(found == splits for found in seeds)
+        assert all(found == list(range(len(found))) for found in seeds)
+        compared = {"all", "all, not pretrained", *compare.BASELINES}
+        needed = set(compare.all_settings()) if task == "spam" else compared
+        assert needed <= set(seeds.index) <= set(compare.all_settings())
+        assert len(seeds["all"]) >= 2
     counted = runs.query("task == 'word order' and method == 'TF-IDF, words'")
     assert counted["test"].eq(0.5).all()
 
@@ -981,8 +1030,9 @@ def test_twins_have_the_same_tokens_and_opposite_labels():
     assert twins["Label"].tolist()[::2] == [
         1 - x for x in twins["Label"].tolist()[1::2]
     ]
-    tokens = [Counter(encode_message(text, get_tokenizer())) for text in twins["Text"]]
-    assert tokens[::2] == tokens[1::2]
+    for tokenizer in (get_tokenizer(), load_base_tokenizer()):
+        tokens = [Counter(encode_message(text, tokenizer)) for text in twins["Text"]]
+        assert tokens[::2] == tokens[1::2]
     assert make_twins(200, seed=3).equals(twins)
     assert not make_twins(200, seed=4).equals(twins)
     assert 0.4 < twins["Label"][::2].mean() < 0.6  # the first named has it, or not
@@ -1014,7 +1064,8 @@ def test_twins_stay_together():
 def test_comparison_starts_anew_with_other_settings_or_another_base(
     comparison, monkeypatch, tmp_path
 ):
-    comparison(1, "head", "last block")
+    scratch = "all, not pretrained"
+    comparison(1, "head", "last block", scratch)
     record = tmp_path / "record.json"
 
     def mark():
@@ -1028,8 +1079,12 @@ def test_comparison_starts_anew_with_other_settings_or_another_base(
 
     mark()
     monkeypatch.setitem(compare.METHODS, "last block", ("last block", 1, 1e-4))
-    assert kept(comparison(1, "head", "last block")) == ["head"]
+    assert kept(comparison(1, "head", "last block")) == ["head", scratch]
     mark()
     other = replace(compare.FILES["base/model.safetensors"], sha256="0" * 64)
     monkeypatch.setitem(compare.FILES, "base/model.safetensors", other)
-    assert kept(comparison(1, "head", "last block")) == []
+    # what begins with random weights does not depend on the base's, only on its tokens
+    assert kept(comparison(1, "head", "last block")) == [scratch]
+    now = json.loads(record.read_text())
+    assert compare.earlier_runs(record, now) == now["runs"]
+    assert compare.earlier_runs(record, {**now, "tokenizer": "another"}) == []
