@@ -92,8 +92,8 @@ def mask_prompts(answer: Callable[[torch.Tensor, list[int]], torch.Tensor]) -> N
         "a prompt of no tokens masks nothing"
     )
     assert not has_loop(answer.function) and not work_grows(answer), (
-        "the targets are right, but there is a loop: compare a row of places (T,) with "
-        "a column of lengths (B, 1), and the whole mask is there at once"
+        "the targets are right, but there is a loop: compare a row of positions (T,) "
+        "with a column of lengths (B, 1), and the whole mask is there at once"
     )
     print("Right: every prompt is silent, and no answer has lost its first token.")
 
@@ -122,8 +122,10 @@ def encode_conversation(answer: Callable) -> None:
         "User: Another?\nAssistant: Plum.<|endoftext|>"
     )
     assert text == wanted, f"the conversation reads {text!r} instead of {wanted!r}"
-    assert ids.count(50256) == 2, (
-        "each answer ends with the one token 50256, not with the letters of its name"
+    end = tokenizer.eot_token
+    assert ids.count(end) == 2, (
+        f"each answer ends with the one token {end}, `tokenizer.eot_token`, not with "
+        "the letters of its name"
     )
     written = tokenizer.decode([i for i, yes in zip(ids, learned, strict=True) if yes])
     assert written != " Pear. Plum.", (
@@ -213,7 +215,7 @@ def _losses(model, entry, tokenizer, style) -> tuple[torch.Tensor, int]:
     """The loss of every token but the first, and how many belong to the prompt."""
     prompt = tokenizer.encode(format_prompt(entry, style))
     said = tokenizer.encode(format_answer(entry["output"], style))
-    ids = torch.tensor([*prompt, *said, 50256])
+    ids = torch.tensor([*prompt, *said, tokenizer.eot_token])
     losses = F.cross_entropy(model(ids[None, :-1])[0], ids[1:], reduction="none")
     return losses, len(prompt) - 1
 
@@ -226,13 +228,13 @@ def answer_loss(answer: Callable, predicted: Callable) -> None:
     model = GPTModel(TINY).eval()
     tokenizer = get_tokenizer()
     model.out_head.weight.mul_(20)  # losses that differ from token to token
-    for style in ("chat", "alpaca"):
+    for style in ("chat", "alpaca", "plain"):
         found = number(answer(model, ENTRIES, tokenizer, style))
         pairs = [_losses(model, entry, tokenizer, style) for entry in ENTRIES]
         parts = [each[begin:] for each, begin in pairs]
         wrong = {
             "the prompts must not count, only answers": [each for each, _ in pairs],
-            "the end after each answer, 50256, counts too": [x[:-1] for x in parts],
+            "the end after each answer counts, too": [x[:-1] for x in parts],
             "the answer's first token counts too": [x[1:] for x in parts],
             "count tokens, not entries: a long answer weighs more": [
                 torch.stack([x.mean() for x in parts])
@@ -247,5 +249,5 @@ def answer_loss(answer: Callable, predicted: Callable) -> None:
             f"{wanted:.4f} per token, not {found:.4f}"
         )
     predicted.wants = "the name of a style"
-    one_of(predicted(), ["chat", "alpaca"])
+    one_of(predicted(), ["chat", "alpaca", "plain"])
     print("Right: only what the model is to write counts.")

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["asked_by", "check_prompt", "check_entries", "read_entries"]
+__all__ = ["STYLES", "asked_by", "check_prompt", "check_entries", "read_entries"]
 __all__ += ["check_split", "own_style", "check_lengths", "check_some_targets"]
 __all__ += ["check_parts", "check_room", "fit_input"]
+
+STYLES = ("alpaca", "chat", "plain")  # forms of a prompt
 
 
 def _check_entry(entry: object, keys: Sequence[str], place: str) -> None:
@@ -41,8 +43,8 @@ def asked_by(entry: Mapping[str, str]) -> tuple[str, str]:
 
 def check_prompt(entry: object, style: object = "alpaca") -> None:
     """Refuse an entry that asks nothing, and a prompt style that there is none of."""
-    if style not in ("chat", "alpaca"):
-        raise ValueError(f"style must be 'chat' or 'alpaca', not {style!r}")
+    if style not in STYLES:
+        raise ValueError(f"style must be one of {', '.join(STYLES)}, not {style!r}")
     _check_entry(entry, ["instruction"], "the entry")
 
 
@@ -97,7 +99,7 @@ def own_style(cfg: Mapping, style: str | None) -> str:
     if own is None and style is None:
         raise ValueError(
             "this model was taught no prompt style (finetune teaches one, and "
-            "load_instructed brings it back); name one: style='chat' or 'alpaca'"
+            "load_instructed brings it back); name one, such as style='alpaca'"
         )
     if None not in (own, style) and own != style:
         raise ValueError(
@@ -173,7 +175,7 @@ def fit_input(
     if len(ids) <= room:
         return ids
     length = len(ids)
-    whole = kept = tokenizer.encode(entry.get("input") or "", disallowed_special=())
+    whole = kept = tokenizer.encode_ordinary(entry.get("input") or "")
     while len(ids) > room and kept:
         kept = kept[: -(len(ids) - room)]
         shorter = {**entry, "input": tokenizer.decode(kept).rstrip("\ufffd")}

@@ -1,10 +1,11 @@
 """Chapter 7: Following instructions.
 
-Finetune the pretrained model until it answers instructions, see what it learns by that
-and what not, and score its answers by rule and by a judge.
+You will teach a model to do what it is asked: write the story that you order, repeat a
+sentence, find an answer in a text, choose a label, and stop. Then you will measure how
+often it gets that right, and see where it fails.
 
-Exported from instructions.ipynb, which explains every line: change it there, then run
-`python -m tools.export`.
+Exported from instructions.ipynb and deeper.ipynb, which explain every line: change it
+there, then run `python -m tools.export`.
 """
 
 import random
@@ -39,23 +40,23 @@ from shared.data import get as data_path
 
 __all__ = [
     "load_instructions",
-    "split_entries",
     "format_input",
     "format_prompt",
     "format_answer",
     "InstructionDataset",
     "custom_collate_fn",
-    "calc_response_loss",
     "create_instruction_loader",
+    "normalise",
+    "exact_match",
+    "split_entries",
+    "calc_response_loss",
     "evaluate_responses",
     "train_on_responses",
     "finetune",
     "answer_together",
     "generate_answers",
-    "normalise",
-    "exact_match",
-    "token_f1",
     "load_instructed",
+    "token_f1",
 ]
 
 
@@ -71,30 +72,6 @@ def load_instructions(name: str | Path = "instructions") -> list[dict[str, str]]
             entry = {**entry, "input": entry.get("input", "")}
             kept.setdefault(asked_by(entry), entry)
     return list(kept.values())
-
-
-def split_entries(
-    entries: Sequence[Mapping[str, str]],
-    fractions: Sequence[float] = (0.75, 0.05, 0.2),
-    seed: int = 123,
-) -> list[list[Mapping[str, str]]]:
-    """Deal entries into parts: each `kind` in its share, each `group` into one part."""
-    check_split(entries, fractions)
-    groups: dict[object, list] = {}
-    for number, entry in enumerate(entries):
-        groups.setdefault(entry.get("group", number), []).append(entry)
-    chance = random.Random(seed)
-    order = chance.sample(list(groups.values()), len(groups))
-    order.sort(key=lambda group: group[0].get("kind", ""))  # within a kind, chance
-    parts: list[list] = [[] for _ in fractions]
-    dealt = 0
-    for group in order:
-        dealt += len(group)
-        behind = [f * dealt - len(p) for f, p in zip(fractions, parts, strict=True)]
-        parts[behind.index(max(behind))] += group
-    for part in parts:
-        chance.shuffle(part)
-    return parts
 
 
 def format_input(entry: Mapping[str, str]) -> str:
@@ -113,16 +90,16 @@ def format_input(entry: Mapping[str, str]) -> str:
 
 
 def format_prompt(entry: Mapping[str, str], style: str) -> str:
-    """Everything that stands before the answer, in the style "chat" or "alpaca"."""
+    """All that comes before the answer, in the style "alpaca", "chat" or "plain"."""
     check_prompt(entry, style)
     if style == "alpaca":
         return format_input(entry) + "\n\n### Response:\n"
     asked = " ".join(filter(None, [entry["instruction"], entry.get("input")]))
-    return f"User: {asked}\nAssistant:"
+    return f"User: {asked}\nAssistant:" if style == "chat" else f"{asked}\n\n"
 
 
 def format_answer(output: str, style: str) -> str:
-    """The answer as it follows the prompt: in a chat, behind a blank."""
+    """The answer as it follows the prompt: in a chat, after a space."""
     return f" {output}" if style == "chat" else output
 
 
@@ -144,13 +121,13 @@ class InstructionDataset(Dataset):
     ):
         check_entries(data)
         self.data, self.responses_only = list(data), responses_only
+        self.eot_token = tokenizer.eot_token  # ends a text, and fills a batch
         self.encoded_texts: list[list[int]] = []
         self.prompt_lengths: list[int] = []
-        encode = partial(tokenizer.encode, disallowed_special=())
         for entry in self.data:
-            prompt = encode(format_prompt(entry, style))
-            answer = encode(format_answer(entry["output"], style))
-            self.encoded_texts.append(prompt + answer)
+            prompt = tokenizer.encode_ordinary(format_prompt(entry, style))
+            answer = format_answer(entry["output"], style)
+            self.encoded_texts.append(prompt + tokenizer.encode_ordinary(answer))
             self.prompt_lengths.append(len(prompt))
 
     def __getitem__(self, index: int) -> list[int] | tuple[list[int], int]:
@@ -182,26 +159,11 @@ def custom_collate_fn(
     for row, (ids, prompt_length) in enumerate(pairs):
         ids = torch.tensor([*ids, pad_token_id])
         inputs[row, : len(ids) - 1] = ids[:-1]
-        begin = max(prompt_length - 1, 0)  # the prompt's last token foresees the answer
+        begin = max(prompt_length - 1, 0)  # the prompt's last token predicts the answer
         targets[row, begin : len(ids) - 1] = ids[begin + 1 :]
     inputs, targets = inputs[:, :allowed_max_length], targets[:, :allowed_max_length]
     check_some_targets(targets != ignore_index)
     return inputs.to(device), targets.to(device)
-
-
-def calc_response_loss(
-    input_batch: torch.Tensor,
-    target_batch: torch.Tensor,
-    model: GPTModel,
-    device: torch.device | str,
-) -> torch.Tensor:
-    """The same as `calc_loss_batch`, without scoring places whose target is -100."""
-    input_batch, target_batch = input_batch.to(device), target_batch.to(device)
-    places = target_batch != -100  # (B, T), of which n count
-    check_some_targets(places)
-    features = model.features(input_batch)  # (B, T, C)
-    logits = model.out_head(features[places])  # (n, V)
-    return F.cross_entropy(logits, target_batch[places])  # eq. 7.1
 
 
 def create_instruction_loader(
@@ -212,7 +174,11 @@ def create_instruction_loader(
     generator: torch.Generator | None = None,
 ) -> DataLoader:
     """A loader of (inputs, targets); if it shuffles, batches are grouped by length."""
-    collate = partial(custom_collate_fn, allowed_max_length=allowed_max_length)
+    collate = partial(
+        custom_collate_fn,
+        pad_token_id=dataset.eot_token,
+        allowed_max_length=allowed_max_length,
+    )
     if not shuffle:
         return DataLoader(dataset, batch_size, collate_fn=collate)
     lengths = [len(ids) for ids in dataset.encoded_texts]
@@ -220,6 +186,62 @@ def create_instruction_loader(
     return DataLoader(
         dataset, batch_sampler=batches, collate_fn=collate, generator=generator
     )
+
+
+def normalise(text: str, kind: str = "") -> list[str]:
+    """The words and numbers of a text, in small letters and without punctuation.
+
+    Apostrophes inside words stay, since "its" and "it's" differ; `6,000` is `6000`.
+    Where capitals and punctuation are the task, all stays as it is.
+    """
+    if kind == "punctuation_and_casing":
+        return text.split()
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.casefold().replace("\u2019", "'"))
+    return re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)*", text)
+
+
+def exact_match(answer: str, reference: str, kind: str = "") -> bool:
+    """Whether an answer is the reference, normalised for its kind."""
+    return normalise(answer, kind) == normalise(reference, kind)
+
+
+def split_entries(
+    entries: Sequence[Mapping[str, str]],
+    fractions: Sequence[float] = (0.75, 0.05, 0.2),
+    seed: int = 123,
+) -> list[list[Mapping[str, str]]]:
+    """Deal entries into parts: each `kind` in its share, each `group` into one part."""
+    check_split(entries, fractions)
+    groups: dict[object, list] = {}
+    for number, entry in enumerate(entries):
+        groups.setdefault(entry.get("group", number), []).append(entry)
+    chance = random.Random(seed)
+    order = chance.sample(list(groups.values()), len(groups))
+    order.sort(key=lambda group: group[0].get("kind", ""))  # within a kind, chance
+    parts: list[list] = [[] for _ in fractions]
+    dealt = 0
+    for group in order:
+        dealt += len(group)
+        behind = [f * dealt - len(p) for f, p in zip(fractions, parts, strict=True)]
+        parts[behind.index(max(behind))] += group
+    for part in parts:
+        chance.shuffle(part)
+    return parts
+
+
+def calc_response_loss(
+    input_batch: torch.Tensor,
+    target_batch: torch.Tensor,
+    model: GPTModel,
+    device: torch.device | str,
+) -> torch.Tensor:
+    """The same as `calc_loss_batch`; positions whose target is -100 get no logits."""
+    input_batch, target_batch = input_batch.to(device), target_batch.to(device)
+    places = target_batch != -100  # (B, T), of which n count
+    check_some_targets(places)
+    features = model.features(input_batch)  # (B, T, C)
+    logits = model.out_head(features[places])  # (n, V)
+    return F.cross_entropy(logits, target_batch[places])  # eq. 7.1
 
 
 def evaluate_responses(
@@ -269,9 +291,9 @@ def finetune(
 ) -> tuple[list[float], list[float]]:
     """Finetune a model in place; from then on it carries the prompt style.
 
-    Returns the loss of each step, and the validation loss before the first epoch and
-    after each. Ctrl-C ends it early, and what was learned stays. The tokenizer has to
-    be GPT-2's. `seed` orders the batches; dropout draws from torch's global generator.
+    AdamW trains the parameters that are not frozen. Returns the loss of each step, and
+    the validation loss before the first epoch and after each. Ctrl-C ends it early.
+    `seed` orders the batches; dropout draws from torch's global generator.
     """
     check_parts(num_epochs, train_entries=train_entries, val_entries=val_entries)
     train = InstructionDataset(train_entries, tokenizer, True, style)
@@ -337,7 +359,7 @@ def generate_answers(
     room = check_room(model.cfg["context_length"], max_new_tokens, batch_size)
 
     def encode(entry: Mapping[str, str]) -> list[int]:
-        return tokenizer.encode(format_prompt(entry, style), disallowed_special=())
+        return tokenizer.encode_ordinary(format_prompt(entry, style))
 
     prompts = [fit_input(entry, encode, tokenizer, room) for entry in entries]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -345,40 +367,10 @@ def generate_answers(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]  # of nearly the same length
         texts = [prompts[i] for i in batch]
-        new = answer_together(model, texts, max_new_tokens)
+        new = answer_together(model, texts, max_new_tokens, tokenizer.eot_token)
         for i, ids in zip(batch, new, strict=True):
             answers[i] = tokenizer.decode(ids).strip()
     return answers
-
-
-def normalise(text: str, kind: str = "") -> list[str]:
-    """The words and numbers of a text, in small letters and without punctuation.
-
-    Apostrophes inside words stay, since "its" and "it's" differ; `6,000` is `6000`.
-    Where capitals and punctuation are the task, all stays as it is.
-    """
-    if kind == "punctuation_and_casing":
-        return text.split()
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.casefold().replace("\u2019", "'"))
-    return re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)*", text)
-
-
-def exact_match(answer: str, reference: str, kind: str = "") -> bool:
-    """Whether an answer is the reference, normalised for its kind."""
-    return normalise(answer, kind) == normalise(reference, kind)
-
-
-def token_f1(answer: str, reference: str, kind: str = "") -> float:
-    """How much answer and reference have in common, from 0 to 1.
-
-    Source: Rajpurkar et al. (2016), SQuAD, section 6.1.
-    """
-    words, wanted = normalise(answer, kind), normalise(reference, kind)
-    common = sum((Counter(words) & Counter(wanted)).values())  # m
-    if common == 0:
-        return 0.0
-    P, R = common / len(words), common / len(wanted)
-    return 2 * P * R / (P + R)  # eq. 7.2
 
 
 def load_instructed(path: str | Path, model: GPTModel) -> GPTModel:
@@ -396,3 +388,16 @@ def load_instructed(path: str | Path, model: GPTModel) -> GPTModel:
         model.cfg = cfg
         raise
     return model.eval()
+
+
+def token_f1(answer: str, reference: str, kind: str = "") -> float:
+    """How much answer and reference have in common, from 0 to 1.
+
+    Source: Rajpurkar et al. (2016), SQuAD, section 6.1.
+    """
+    words, wanted = normalise(answer, kind), normalise(reference, kind)
+    common = sum((Counter(words) & Counter(wanted)).values())  # m
+    if common == 0:
+        return 0.0
+    P, R = common / len(words), common / len(wanted)
+    return 2 * P * R / (P + R)  # eq. 7.2

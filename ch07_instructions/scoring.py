@@ -18,6 +18,7 @@ from shared.ch07 import exact_match, normalise, token_f1
 __all__ = ["question_of", "score_answers", "form_of_answers", "words_from"]
 __all__ += ["constant_answers", "nearest_answers", "classifier_answers"]
 __all__ += ["echo_answers", "bootstrap_interval", "rank_agreement"]
+__all__ += ["reworded", "KNOWLEDGE"]
 
 Entries = Sequence[Mapping[str, str]]
 
@@ -25,6 +26,51 @@ Entries = Sequence[Mapping[str, str]]
 def question_of(entry: Mapping[str, str]) -> str:
     """Instruction and input as one text."""
     return f"{entry['instruction']} {entry.get('input', '')}".strip()
+
+
+def reworded(entries: Entries) -> list[dict[str, str]]:
+    """The same questions in wordings that no training entry has.
+
+    Entries without a `rewording`, such as those of other data sets, are left out.
+    """
+    return [
+        {**entry, "instruction": entry["rewording"]}
+        for entry in entries
+        if entry.get("rewording")
+    ]
+
+
+# Ten questions whose answers they do not contain. A small model cannot learn these
+# from a few others, so they are asked, and never trained on.
+_PROBE = """\
+definition | Give a short definition of "anchor". | An anchor is a heavy metal object \
+that keeps a ship in one place.
+arithmetic | One ticket costs 7 dollars. How many dollars do 3 tickets cost? | The \
+answer is 21.
+unit_conversion | My cousin was away for 2 years. How many months is that? | 2 years \
+is 24 months.
+simple_fact | Which planet is known as the Red Planet? | The planet known as the Red \
+Planet is Mars.
+odd_one_out | Which of these does not fit: red, green, spoon, blue? | The odd one out \
+is spoon.
+idiom_meaning | What does "to hit the hay" mean? | It means to go to bed.
+spelling_correction | What is the right spelling of "goverment"? | The correct \
+spelling is "government".
+synonym | What is a synonym of "journey"? | A synonym of "journey" is "trip".
+antonym | Give an antonym of "buy". | The opposite of "buy" is "sell".
+sequence | What number comes next: 2, 4, 6, 8? | The next number is 10."""
+KNOWLEDGE: list[dict[str, str]] = [
+    {
+        "instruction": question,
+        "input": "",
+        "output": answer,
+        "kind": kind,
+        "family": "knowledge",
+        "group": kind,
+        "rewording": "",
+    }
+    for kind, question, answer in (row.split(" | ") for row in _PROBE.splitlines())
+]
 
 
 # --- Scores ---------------------------------------------------------------------------

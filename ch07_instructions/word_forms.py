@@ -35,6 +35,21 @@ IRREGULAR_OTHERS = (
     "further furthest"
 )
 
+# Only these are compared. Many nouns look as if they could be: a corner is no corn.
+ADJECTIVES = frozenset(
+    "angry bad big black blue bold brave bright brown busy calm cheap clean clear "
+    "clever cloudy cold cool cozy crazy curly cute damp dark dear deep dirty dry dull "
+    "easy fair fast fat fierce fine flat fluffy fresh friendly full fun funny furry "
+    "fuzzy gentle good grand gray great green grumpy happy hard healthy heavy high hot "
+    "huge hungry kind large late lazy light little lonely long loose loud lovely low "
+    "lucky mad mean messy mighty muddy narrow naughty near neat new nice noisy old "
+    "pale pink plain poor pretty proud pure quick quiet rainy rare red rich ripe rough "
+    "round rude sad safe scary shady shallow sharp shiny short shy silly simple sleepy "
+    "slim slow small smart smooth soft sour spicy spiky stiff strange strict strong "
+    "sunny sweet tall tasty thick thin thirsty tidy tight tiny tough ugly warm weak "
+    "wealthy weird wet white wide wild windy wise worthy young yummy".split()
+)
+
 _FORMS: dict[str, set[str]] = {}
 for _row in f"{IRREGULAR_VERBS}, {IRREGULAR_OTHERS}".split(", "):
     _base, *_others = _row.split()
@@ -48,17 +63,16 @@ _ONE_SYLLABLE = re.compile(r"[^aeiou]*(?:qu)?[aeiouy][^aeiouwxy]")
 def word_forms(word: str) -> set[str]:
     """A word in lower case with its other forms, by the rules of English spelling.
 
-    The rules do not know whether a word is a noun, a verb or an adjective, so they also
-    make forms that do not exist ("hoppest"). Rarely such a form is another word, as
-    "corner" is for "corn".
+    The rules do not know a noun from a verb, so they also make forms that do not exist
+    ("foxed"). Only the words in `ADJECTIVES` are compared ("braver", "bravest").
 
     >>> sorted(word_forms("hop"))
-    ['hop', 'hopped', 'hopper', 'hoppest', 'hopping', 'hops']
+    ['hop', 'hopped', 'hopping', 'hops']
     >>> "flew" in word_forms("fly"), "cared" in word_forms("car")
     (True, False)
     """
     forms = {word} | _FORMS.get(word, set())
-    stem, endings = word, ["ed", "er", "est"]
+    stem = word
     if word.endswith("e"):
         stem = word[:-1]
         keeps_e = word.endswith(("ee", "ye", "oe"))
@@ -69,10 +83,13 @@ def word_forms(word: str) -> set[str]:
         stem = word[:-1] + "i"
     elif _ONE_SYLLABLE.fullmatch(word):
         stem = word + word[-1]
-        forms |= {word + "s", stem + "ing"}
+        plural = {"s": "es", "z": "zes"}.get(word[-1], "s")
+        forms |= {word + plural, stem + "ing"}
     else:
         hisses = word.endswith(("s", "x", "z", "ch", "sh", "o"))
         forms |= {word + ("es" if hisses else "s"), word + "ing"}
-    if word in _NO_REGULAR_PAST:
-        endings = []
-    return forms | {stem + ending for ending in endings}
+    if word in ADJECTIVES:
+        forms |= {stem + "er", stem + "est"}
+    if word not in _NO_REGULAR_PAST:
+        forms.add(stem + "ed")
+    return forms

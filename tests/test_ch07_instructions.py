@@ -12,11 +12,23 @@ from hypothesis import strategies as st
 from models import nudged_gpt
 
 from ch07_instructions import instructions
-from ch07_instructions.compare import copy_to_finetune, finetuned
+from ch07_instructions.compare import (
+    SETTINGS,
+    by_family,
+    copy_to_finetune,
+    finetuned,
+    first_short,
+    scores_of,
+)
 from ch07_instructions.guards import fit_input
 from shared import data
 from shared.ch02 import get_tokenizer
-from shared.ch05 import calc_loss_batch, generate, save_checkpoint
+from shared.ch05 import (
+    calc_loss_batch,
+    generate,
+    load_base_tokenizer,
+    save_checkpoint,
+)
 from shared.ch06 import let_rate_fall
 from shared.ch07 import (
     InstructionDataset,
@@ -35,10 +47,11 @@ from shared.ch07 import (
     split_entries,
     train_on_responses,
 )
+from tools.export import ROOT
 
 PAD = 50256
 ENTRY = {"instruction": "Name a fruit.", "input": "", "output": "A pear."}
-STYLES = ("chat", "alpaca")
+STYLES = ("chat", "alpaca", "plain")
 TINY = {
     "vocab_size": 50257,
     "context_length": 96,
@@ -173,7 +186,12 @@ def test_chat_says_who_speaks():
     prompt = format_prompt({"instruction": "Add.", "input": "1"}, "chat")
     assert prompt == "User: Add. 1\nAssistant:"
     assert format_prompt({"instruction": "Add."}, "chat") == "User: Add.\nAssistant:"
-    assert [format_answer("2", style) for style in STYLES] == [" 2", "2"]
+    assert [format_answer("2", style) for style in STYLES] == [" 2", "2", "2"]
+
+
+def test_plain_is_the_request_and_an_empty_line():
+    prompt = format_prompt({"instruction": "Add.", "input": "1"}, "plain")
+    assert prompt == "Add. 1\n\n"
 
 
 def test_in_a_chat_a_word_taken_over_is_the_same_token(tokenizer):
@@ -210,7 +228,10 @@ def test_data_set_is_the_encoded_text(output, style):
     ids, prompt_length = dataset[0]
     assert tokenizer.decode(ids[:prompt_length]) == format_prompt(entry, style)
     assert tokenizer.decode(ids) == whole
-    assert ids == tokenizer.encode(whole, disallowed_special=())
+    said = format_answer(output, style)
+    assert ids[prompt_length:] == tokenizer.encode_ordinary(said)
+    if style != "plain":  # GPT-2's has a token for an empty line at a text's end
+        assert ids == tokenizer.encode_ordinary(whole)
     assert InstructionDataset([entry], tokenizer, style=style)[0] == ids
 
 
@@ -331,6 +352,18 @@ def test_loader_without_shuffling_keeps_the_order(tokenizer):
     assert inputs.shape == (2, 20)
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_texts_end_with_the_end_token_of_their_own_tokenizer(shuffle):
+    tokenizer = load_base_tokenizer()
+    end = tokenizer.eot_token
+    assert end != PAD
+    two = [ENTRY, {**ENTRY, "output": "A plum, red and ripe."}]
+    dataset = InstructionDataset(two, tokenizer, True, "plain")
+    ((inputs, targets),) = create_instruction_loader(dataset, 2, shuffle)
+    assert (targets == end).sum() == 2
+    assert inputs.max() == end  # the padding
+
+
 # Loss and finetuning
 
 
@@ -403,7 +436,7 @@ def test_training_makes_the_steps_of_a_plain_loop():
 
 def test_finetune_is_this_loop_to_the_last_bit(tokenizer, entries):
     """No bar, look or loss of other entries disturbs the order of the batches."""
-    plain, ours, some = tiny_model(), tiny_model(), entries[:50]
+    plain, ours, some = tiny_model(), tiny_model(), by_family(entries)[0][:50]
     dataset = InstructionDataset(some, tokenizer, True, "chat")
     chance = torch.Generator().manual_seed(7)
     loader = create_instruction_loader(dataset, 8, generator=chance)
@@ -504,6 +537,7 @@ def test_what_the_loss_is_measured_on_changes_no_weight(tokenizer, monkeypatch):
     settings = {"style": "chat", "learning_rate": 1e-2, "batch_size": 2}
     some = [{**ENTRY, "output": text} for text in ("A pear.", "A plum.", "A red fig.")]
     monkeypatch.setattr("ch07_instructions.compare.load_base", lambda _: tiny_model())
+    monkeypatch.setattr("ch07_instructions.compare.load_base_tokenizer", get_tokenizer)
     one, _ = finetuned(7, some, "cpu", 0.5, **settings)
     torch.manual_seed(7)
     other = copy_to_finetune(tiny_model(), 0.5)
@@ -546,20 +580,21 @@ def test_a_finetuned_model_is_asked_in_its_own_style(tokenizer, style, monkeypat
     model = taught(tokenizer, style)
     prompts = []
 
-    def write(model, texts, max_new_tokens):
+    def write(model, texts, max_new_tokens, eos_id):
+        assert eos_id == PAD
         prompts.extend(map(tokenizer.decode, texts))
         return [[] for _ in texts]
 
     monkeypatch.setattr(instructions, "answer_together", write)
     generate_answers(model, [ENTRY], tokenizer)
     assert prompts == [format_prompt(ENTRY, style)]
-    other = STYLES[style == "chat"]
+    other = STYLES[(STYLES.index(style) + 1) % 3]
     with pytest.raises(ValueError, match=f"taught the style '{style}', not '{other}'"):
         generate_answers(model, [ENTRY], tokenizer, style=other)
 
 
 def test_a_model_without_a_style_has_to_be_told(tokenizer):
-    with pytest.raises(ValueError, match="no prompt style .*; name one: style='chat'"):
+    with pytest.raises(ValueError, match="no prompt style .*; name one, such as"):
         generate_answers(tiny_model(), [ENTRY], tokenizer)
     with pytest.raises(ValueError, match="not 'llama'"):
         generate_answers(tiny_model(), [ENTRY], tokenizer, style="llama")
@@ -593,11 +628,26 @@ def test_what_does_not_fit_changes_nothing(tokenizer, tmp_path):
 # Answers
 
 
+def test_an_answer_ends_at_the_end_token_of_the_tokenizer(monkeypatch):
+    tokenizer = load_base_tokenizer()
+    model = nudged_gpt({**TINY, "vocab_size": tokenizer.n_vocab})
+    said = tokenizer.encode_ordinary("Red.") + [tokenizer.eot_token, 7]
+    start = len(tokenizer.encode_ordinary(format_prompt(ENTRY, "plain")))
+
+    def scripted(model, idx, context_size, cache):
+        logits = torch.zeros(1, tokenizer.n_vocab)
+        logits[0, said[idx.shape[1] - start]] = 1
+        return logits
+
+    monkeypatch.setattr(instructions, "next_token_logits", scripted)
+    assert generate_answers(model, [ENTRY], tokenizer, 4, "plain") == ["Red."]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 128])
 def test_answers_equal_those_one_by_one(tokenizer, entries, batch_size):
     """Whatever the lengths of the prompts that are answered together."""
     model = tiny_model(context_length=128).eval()
-    some = entries[:7]
+    some = by_family(entries)[0][:7]
     together = generate_answers(model, some, tokenizer, 6, "alpaca", batch_size)
     lengths = set()
     for entry, answer in zip(some, together, strict=True):
@@ -681,3 +731,38 @@ def test_long_instruction_is_refused(tokenizer):
     for count in (0, 96):
         with pytest.raises(ValueError, match="between 1 and 95, not"):
             generate_answers(model, [ENTRY], tokenizer, count, "chat")
+
+
+# The comparison
+
+
+def of(kind, family, **changes):
+    return {**ENTRY, "kind": kind, "family": family, **changes}
+
+
+def test_stories_are_scored_apart():
+    words = {"instruction": "Write a story with the words sun, sea and dog."}
+    some = [
+        of("repeat", "copy"),
+        of("words", "story", **words),
+        of("tense", "closed", output="Past."),
+    ]
+    assert [len(part) for part in by_family(some)] == [2, 1]
+    answers = ["A plum.", "The dog saw the sun. It saw the sea.", "past"]
+    assert first_short(some, answers, 1) == ([some[0]], ["A plum."])
+    assert first_short(some, answers)[1] == ["A plum.", "past"]
+    found = scores_of(some, answers, ["A pear.", "Present."])
+    wanted = {"copy": 0, "closed": 100, "copy, reworded": 100, "closed, reworded": 0}
+    wanted |= {"words": 100, "all_words": 100, "ended": 100, "no_repeats": 100}
+    assert wanted.items() <= found.items()
+
+
+def test_the_notebook_trains_with_the_settings_of_the_comparison():
+    path = ROOT / "ch07_instructions" / "instructions.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "".join(line for cell in cells for line in [*cell["source"], "\n"])
+    names = {"style": "STYLE", "learning_rate": "LEARNING_RATE"}
+    names |= {"batch_size": "BATCH_SIZE", "num_epochs": "EPOCHS"}
+    for key, name in names.items():
+        (value,) = re.findall(rf"^{name} = (\S+)", text, re.MULTILINE)
+        assert float(value) == SETTINGS[key] if key != "style" else value == '"plain"'

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ch07_instructions import judging
+from ch07_instructions import judge, judging
+from ch07_instructions.compare import FIRST_SEED, by_family
 from ch07_instructions.judging import (
     JudgeUnavailable,
     judge_trials,
@@ -28,6 +29,7 @@ from ch07_instructions.scoring import (
     echo_answers,
     form_of_answers,
     nearest_answers,
+    question_of,
     rank_agreement,
     score_answers,
     words_from,
@@ -39,6 +41,7 @@ from shared.ch07 import (
     load_instructions,
     normalise,
     query_model,
+    split_entries,
     token_f1,
 )
 
@@ -544,6 +547,27 @@ def test_small_judge_is_shown_both_answers_and_not_the_task():
         "Do these two sentences mean the same?\n1. A pear.\n2. A plum.\nOr two.\n"
         "Reply with Yes or No."
     ]
+
+
+def test_what_the_stored_judge_has_said_needs_no_model(tmp_path, monkeypatch):
+    def load():
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(judge, "load_small_judge", load)
+    for asked in reworded_trials().values():
+        scores = generate_model_scores(asked, **judge.stored_judge(tmp_path))
+        assert len(scores) == 8 and all(0 <= score <= 100 for score in scores)
+    with pytest.raises(AssertionError, match="loaded"):
+        generate_model_scores(answered(1), **judge.stored_judge(tmp_path))
+    assert judge.SCORES.read_bytes()  # the file itself stays as it is
+
+
+def test_smollm2_has_answered_the_first_test_questions():
+    answers = json.loads(judge.SMOLLM2_ANSWERS.read_text(encoding="utf-8"))
+    entries = split_entries(load_instructions(), seed=FIRST_SEED)[2]
+    short, ordered = by_family(entries)
+    asked = short[: judge.N_SHORT] + ordered[: judge.N_STORIES]
+    assert list(answers) == [question_of(entry) for entry in asked]
 
 
 def test_a_prompt_needs_no_package_of_judges_or_baselines():
