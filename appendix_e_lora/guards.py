@@ -44,7 +44,7 @@ def check_replaceable(
     if not layers:
         raise ValueError(
             f"the {type(model).__name__} holds no linear layer that is frozen and has "
-            "a matrix of its own; call requires_grad_(False) on what shall not learn"
+            "a matrix of its own; call requires_grad_(False) on what should not learn"
         )
     for name, layer in layers.items():
         check_rank(rank, alpha, layer.in_features, layer.out_features, name)

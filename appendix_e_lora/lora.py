@@ -1,7 +1,7 @@
 """Appendix E: LoRA.
 
-Finetune a pretrained GPT by training one or two of every hundred numbers, fold what was
-learned back into the model, and know what this saves and what it does not.
+You will finetune a pretrained GPT by training a few of every hundred numbers, keep what
+it learned in a file of about a megabyte, and fold it back into the model.
 
 Exported from lora.ipynb, which explains every line: change it there, then run `python
 -m tools.export`.
@@ -45,7 +45,7 @@ class LoRALayer(nn.Module):
         nn.init.uniform_(self.A, -(in_dim**-0.5), in_dim**-0.5)  # as nn.Linear does
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.scaling * (x @ self.A)) @ self.B  # eq. E.2
+        return (self.scaling * (x @ self.A)) @ self.B  # eq. E.1
 
     def delta(self) -> torch.Tensor:
         """The update for `nn.Linear`'s matrix, (out_dim, in_dim), float32 at least."""
@@ -56,7 +56,7 @@ class LoRALayer(nn.Module):
 class LinearWithLoRA(nn.Module):
     """A linear layer, frozen from now on, and its low-rank update, side by side.
 
-    x (..., in_features) -> (..., out_features); at first as the layer alone.
+    x (..., in_features) -> (..., out_features). At first it gives what the layer gives.
 
     Source: as `LoRALayer`.
     """
@@ -69,7 +69,7 @@ class LinearWithLoRA(nn.Module):
         self.linear = linear.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x) + self.lora(x)  # eq. E.2
+        return self.linear(x) + self.lora(x)  # eq. E.1
 
 
 def _updates_in(model: nn.Module) -> list[LoRALayer]:
@@ -77,11 +77,12 @@ def _updates_in(model: nn.Module) -> list[LoRALayer]:
 
 
 def replace_linear_with_lora(model: nn.Module, rank: int, alpha: float) -> list[str]:
-    """Give each frozen linear layer inside a model an update, in place; their names.
+    """Give each frozen linear layer inside a model an update; return the layers' names.
 
-    Freeze first, make the optimiser afterwards. A layer that learns stays as it is, and
-    one whose matrix has other users, such as a tied head. ValueError, with nothing
-    changed, for a rank too large, LoRA layers already there, or no layer to replace.
+    In place. Freeze first, make the optimiser afterwards. A layer that learns stays as
+    it is, and so does one whose matrix has other users, such as a tied head.
+    ValueError, with nothing changed, for a rank that is too large, LoRA layers that are
+    already there, or no layer to replace.
 
     Source: Build a Large Language Model (From Scratch), appendix E.
     """
@@ -92,7 +93,7 @@ def replace_linear_with_lora(model: nn.Module, rank: int, alpha: float) -> list[
         if type(layer) is nn.Linear  # subclasses are used in ways of their own
         and not layer.weight.requires_grad
         and users.count(id(layer.weight)) == 1
-        and name  # the model itself has the name "", and nobody who holds it
+        and name  # the model itself, named "", cannot be replaced
     }
     check_replaceable(model, _updates_in(model), layers, rank, alpha)
     for name, layer in layers.items():
@@ -102,10 +103,10 @@ def replace_linear_with_lora(model: nn.Module, rank: int, alpha: float) -> list[
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> list[str]:
-    """Add each update to its matrix, and put plain, frozen layers back; their names.
+    """Add each update to its matrix, and put plain, frozen layers back.
 
-    In place: afterwards the model has the base's names and shapes. ValueError if there
-    is nothing to merge.
+    In place; returns the layers' names. Afterwards the model has the base's names and
+    shapes again. ValueError if there is nothing to merge.
 
     Source: Hu et al. (2021), section 4.1.
     """
@@ -116,17 +117,17 @@ def merge_lora(model: nn.Module) -> list[str]:
     }
     check_mergeable(model, layers)
     for name, layer in layers.items():
-        layer.linear.weight += layer.lora.delta()  # eq. E.4
+        layer.linear.weight += layer.lora.delta()  # eq. E.3
         model.set_submodule(name, layer.linear)
     return list(layers)
 
 
 def learned_part(model: nn.Module) -> nn.Module:
-    """What a model with LoRA has beyond its base, to be saved: A, B and what learns.
+    """What has to be saved of a model with LoRA: A, B and what else learns.
 
-    A module that shares these parameters, for `save_checkpoint` and `load_checkpoint`;
-    its `cfg` has rank, alpha, and a fingerprint of the frozen weights, all of which are
-    read. ValueError for a model without LoRA layers, or one with another scaling.
+    Returns a module that shares these parameters, for `save_checkpoint` and
+    `load_checkpoint`. Its `cfg` has rank, alpha, and a fingerprint of the frozen
+    weights. ValueError for a model without LoRA layers, or one with another scaling.
     """
     updates = _updates_in(model)
     check_updates(model, updates)

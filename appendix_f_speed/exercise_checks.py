@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.appendix_f import generate_fast, quantised, speculate
-from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTConfig, GPTModel
-from shared.ch05 import load_base
+from shared.ch05 import load_base, load_base_tokenizer
 from shared.data import load_text
 from shared.exercises import checked, number, one_of
 
@@ -191,7 +190,8 @@ def base_and_texts() -> tuple[GPTModel, dict[str, list[int]]]:
 
     The last is the second with what the model itself writes after it.
     """
-    base, story = load_base(), get_tokenizer().encode(load_text("short-story"))
+    base = load_base()
+    story = load_base_tokenizer().encode(load_text("short-story"))
     texts = {"repeating text": story[:24] * 4, "short story": story[:60]}
     texts["its own circle"] = generate_fast(base, [texts["short story"]], 100, 512)[0]
     return base, texts
@@ -259,13 +259,14 @@ def calls_saved(answer: Callable, predicted: Callable) -> None:
         model.pos_emb.weight.zero_()  # so that it soon goes in circles
         for n in (20, 40):
             _check_saved(answer, model, [3, 1, 4, 1, 5], n, "a tiny model")
-    base, texts = base_and_texts()
+    (base, texts), saved = base_and_texts(), {}
     lines = ["text            saved of 40  as in the prompt  as in the new text"]
     for name, prompt in texts.items():
-        saved = _check_saved(answer, base, prompt, N_NEW, name)
+        saved[name] = _check_saved(answer, base, prompt, N_NEW, name)
         text, start = _of_base(name)[0], len(prompt)
         old = _known(text, start, range(start - 2))
         new = _known(text, start, range(start - 2, len(text) - 2))
-        lines.append(f"{name:14}  {saved:11}  {old:16}  {new:18}")
+        lines.append(f"{name:14}  {saved[name]:11}  {old:16}  {new:18}")
     print(*lines, sep="\n")
-    print(f"Right: the model has to repeat, not the prompt; you predicted {guess!r}.")
+    more = max(list(texts)[:2], key=saved.get)
+    print(f"Right. Guesses saved more on {more!r}; you predicted {guess!r}.")

@@ -37,13 +37,13 @@ def two_limits() -> Drawing:
 
 def products_of_a_step(L: int, C: int, V: int) -> Drawing:
     """The operations of a step, as a bar: all blocks, and the output head."""
+    whole, blocks = 12 * L * C**2 + V * C, V / (12 * C)
     d = Drawing(
         720,
         105,
-        "A bar of the operations of a training step: eight blocks of equal width, and "
-        "beside them the output head, twice as wide as all of them together.",
+        f"A bar of the operations of a training step: {L} blocks of equal width, and "
+        f"beside them the output head, as wide as {blocks:.1f} of them.",
     )
-    whole = 12 * L * C**2 + V * C
     x, parts = 20, []
     for name, size in (*((str(n + 1), 12 * C**2) for n in range(L)), ("", V * C)):
         color = "orange" if name == "" else "blue"

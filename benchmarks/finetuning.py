@@ -12,6 +12,7 @@ all messages in the first epoch and keeps what the frozen blocks compute for lat
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import pandas as pd
 import torch
@@ -21,9 +22,8 @@ from torch.utils.data import DataLoader
 from benchmarks import book_module, choose_device, find_peer, take_turns
 from pretrain.hardware import keep_freed_memory
 from shared.appendix_f import KeptBelow
-from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTModel
-from shared.ch05 import calc_loss_batch, load_base
+from shared.ch05 import calc_loss_batch, load_base, load_base_tokenizer
 from shared.ch06 import (
     GPTClassifier,
     SpamDataset,
@@ -87,12 +87,12 @@ def classification_runs(
     base: GPTModel, messages: pd.DataFrame
 ) -> dict[str, Callable[[], float]]:
     """An epoch of chapter 6 by each contestant."""
-    dataset = SpamDataset(messages, get_tokenizer())
+    dataset = SpamDataset(messages, load_base_tokenizer())
     grouped = create_spam_loader(dataset, BATCH, True)
 
     def classifier():
         torch.manual_seed(123)
-        new = GPTClassifier(copy.deepcopy(base))
+        new = GPTClassifier(copy.deepcopy(base), pad_token_id=dataset.pad_token_id)
         set_trainable(new, "last block")
         return new
 
@@ -118,11 +118,17 @@ def instruction_runs(
     base: GPTModel, entries: list[dict[str, str]]
 ) -> dict[str, Callable[[], float]]:
     """An epoch of chapter 7 by each contestant, in Alpaca's form; all weights learn."""
-    dataset = InstructionDataset(entries, get_tokenizer(), responses_only=True)
+    tokenizer = load_base_tokenizer()
+    dataset = InstructionDataset(entries, tokenizer, responses_only=True)
     longest = base.cfg["context_length"]
     grouped = create_instruction_loader(dataset, BATCH, True, longest)
     name, model = book_model(base)
-    shuffled = DataLoader(dataset, BATCH, shuffle=True, collate_fn=custom_collate_fn)
+    collate = partial(
+        custom_collate_fn,
+        pad_token_id=tokenizer.eot_token,
+        allowed_max_length=longest,
+    )
+    shuffled = DataLoader(dataset, BATCH, shuffle=True, collate_fn=collate)
     return {
         "ours": epoch(copy.deepcopy(base), grouped, calc_response_loss),
         name: epoch(model, shuffled, calc_loss_batch, fused=None),

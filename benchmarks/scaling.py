@@ -37,7 +37,7 @@ from shared.ch04 import GPT2_CONFIGS, GPTModel
 
 GPT2 = {name: {**cfg, "drop_rate": 0.0} for name, cfg in GPT2_CONFIGS.items()}
 SMALL = {**GPT2["124M"], "emb_dim": 384, "n_heads": 6, "n_layers": 6}  # 30M
-BASE = {  # the course's base model
+BASE = {  # the course's base model in its first four runs, with GPT-2's tokens
     **SMALL,
     **{"context_length": 512, "emb_dim": 256, "n_heads": 4, "n_layers": 8},
     **{"qkv_bias": True, "tie_weights": True},
@@ -343,7 +343,7 @@ def freed_table(rounds):
 
 
 def stages_table(rounds):
-    """Tokens per second of the base model, with 1,024 tokens a step."""
+    """Tokens per second of the base with GPT-2's tokens, 1,024 tokens a step."""
     plans = {
         (
             f"{batch} x {context}",

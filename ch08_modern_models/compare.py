@@ -233,10 +233,13 @@ def made_of() -> dict:
 
 
 def read_record(path: Path = RECORD) -> pd.DataFrame:
-    """The runs of a record as a table; ValueError if others would be made today."""
+    """The runs of a record as a table; ValueError if its settings are not today's.
+
+    It may be of earlier texts: the record says by their sha256 which they were.
+    """
     record = json.loads(Path(path).read_text(encoding="utf-8"))
     wanted = made_of()
-    changed = [key for key in wanted if key != "runs" and record[key] != wanted[key]]
+    changed = [key for key in ("model", "training") if record[key] != wanted[key]]
     if changed:
         raise ValueError(
             f"{Path(path).name} was made with another {' and '.join(changed)}; "

@@ -1,10 +1,10 @@
 """Chapter 8b: A published model.
 
-Read a model of 135 million parameters from its file, every number of it, and talk with
-it through your own code.
+You will talk with a published model of 135 million parameters, and then read it from
+its file and run it in your own code.
 
-Exported from smollm2.ipynb, which explains every line: change it there, then run
-`python -m tools.export`.
+Exported from smollm2.ipynb and smollm2_deeper.ipynb, which explain every line: change
+it there, then run `python -m tools.export`.
 """
 
 import codecs
@@ -40,13 +40,13 @@ __all__ = [
     "dequantize_q4_1",
     "dequantize_q8_0",
     "numbers_of",
-    "quantize_q4_1",
     "SmolLM2Tokenizer",
     "SMOLLM2_SYSTEM",
     "chat_ids",
     "llama_from_gguf",
     "load_smollm2",
     "chat",
+    "quantize_q4_1",
     "Int8Linear",
     "Int4Linear",
     "shrink",
@@ -86,18 +86,6 @@ def numbers_of(tensor: StoredTensor) -> torch.Tensor:
     """A stored tensor's numbers, in float32 and in its shape."""
     size, dequantize = _FORMATS[tensor.kind]
     return dequantize(tensor.data.view(-1, size)).view(tensor.shape)
-
-
-def quantize_q4_1(values: torch.Tensor) -> torch.Tensor:
-    """Blocks of 20 bytes for a tensor, 32 of its numbers each: (...) -> (N, 20)."""
-    check_whole_blocks(values.numel(), 32)
-    values = values.detach().float().reshape(-1, 32)
-    low, high = values.aminmax(dim=1, keepdim=True)  # (N, 1)
-    d = (high - low) / 15
-    per_level = torch.where(d > 0, 1 / d, 0)
-    levels = ((values - low) * per_level + 0.5).clamp(0, 15).to(torch.uint8)
-    ends = torch.cat([d, low], dim=1).half().view(torch.uint8)  # (N, 4)
-    return torch.cat([ends, levels[:, :16] | levels[:, 16:] << 4], dim=1)
 
 
 _CONTROL = 3  # the type of a token that is no text
@@ -302,6 +290,18 @@ def _pieces(tokens: Iterator[bytes]) -> Iterator[str]:
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest
+
+
+def quantize_q4_1(values: torch.Tensor) -> torch.Tensor:
+    """Blocks of 20 bytes for a tensor, 32 of its numbers each: (...) -> (N, 20)."""
+    check_whole_blocks(values.numel(), 32)
+    values = values.detach().float().reshape(-1, 32)
+    low, high = values.aminmax(dim=1, keepdim=True)  # (N, 1)
+    d = (high - low) / 15
+    per_level = torch.where(d > 0, 1 / d, 0)
+    levels = ((values - low) * per_level + 0.5).clamp(0, 15).to(torch.uint8)
+    ends = torch.cat([d, low], dim=1).half().view(torch.uint8)  # (N, 4)
+    return torch.cat([ends, levels[:, :16] | levels[:, 16:] << 4], dim=1)
 
 
 class Int8Linear(nn.Module):

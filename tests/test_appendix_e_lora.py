@@ -12,6 +12,7 @@ from models import by_columns, random_gpt
 from safetensors import safe_open
 from torch import nn
 
+from appendix_e_lora import pictures
 from shared.appendix_e import (
     LinearWithLoRA,
     LoRALayer,
@@ -560,3 +561,11 @@ def test_fingerprint_is_of_the_names_too():
         replace_linear_with_lora(model, 2, 4)
         found.append(learned_part(model).cfg["base"])
     assert found[0] != found[1]
+
+
+# The drawings
+
+
+def test_drawings_say_in_words_what_they_show():
+    assert "frozen matrix W" in pictures.two_paths().alt
+    assert "one matrix" in pictures.merged().alt

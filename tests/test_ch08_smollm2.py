@@ -16,7 +16,6 @@ from ch08_modern_models.gguf_files import read_gguf
 from shared import data
 from shared.ch02 import BYTE_CHARACTERS
 from shared.ch05 import generate
-from shared.ch07 import load_instructions, split_entries
 from shared.ch08 import (
     Int4Linear,
     Int8Linear,
@@ -539,10 +538,24 @@ def test_missing_or_changed_package_is_named(tmp_path, monkeypatch):
             load_smollm2()
 
 
-def test_chapter_7_quotes_the_score_that_was_kept():
-    kept = json.loads(finetune.RECORD.read_text(encoding="utf-8"))["runs"][0]
-    _, _, test_entries = split_entries(load_instructions(), seed=kept["seed"])
-    exact = score_answers(test_entries, kept["after"])["exact"].mean()
-    notebook = finetune.RECORD.parents[1] / "ch07_instructions/instructions.ipynb"
-    text = notebook.read_text(encoding="utf-8")
-    assert f"of the same test part it answers {100 * exact:.1f} % exactly" in text
+def test_the_record_has_two_answers_to_each_question():
+    for kept in json.loads(finetune.RECORD.read_text(encoding="utf-8"))["runs"]:
+        n = len(kept["questions"])
+        assert n == len(kept["before"]) == len(kept["after"]) > 100
+        assert not any(q["family"] == "story" for q in kept["questions"])
+        before, after = (
+            score_answers(kept["questions"], kept[when])["exact"].mean()
+            for when in ("before", "after")
+        )
+        assert before < 0.2 and after > 0.5  # it has learned the form
+
+
+def test_what_the_record_keeps_of_an_entry():
+    entry = {"instruction": "Add.", "input": "1, 2", "output": "3.", "group": "a"}
+    entry |= {"kind": "sum", "family": "copy"}
+    told = {**entry, "family": "story"}
+    assert finetune.short_answers([entry, told, entry]) == [entry, entry]
+    assert finetune.as_kept(entry) == {
+        **{"question": "Add. 1, 2", "output": "3."},
+        **{"kind": "sum", "family": "copy"},
+    }
