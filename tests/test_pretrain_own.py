@@ -1,0 +1,110 @@
+"""A folder of texts becomes a model, a report, and clear words if it cannot."""
+
+import json
+
+import pytest
+import torch
+
+from pretrain import own
+from pretrain.prepare import TOKENIZER
+from shared.ch02 import BPETokenizer
+from shared.ch05 import build_pretrained, generate, read_gpt2_folder
+from shared.data import get as data_path
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory):
+    """A folder with the course's own little stories, in two files, one deeper."""
+    folder = tmp_path_factory.mktemp("own") / "tales"
+    (folder / "more").mkdir(parents=True)
+    texts = [t["text"] for t in json.loads(data_path("tales").read_text("utf-8"))]
+    ends = "\n<|endoftext|>\n"
+    (folder / "one.txt").write_text(ends.join(texts[:150]), encoding="utf-8")
+    (folder / "more/two.txt").write_text(ends.join(texts[150:]), encoding="utf-8")
+    (folder / "empty.txt").write_text("", encoding="utf-8")
+    (folder / "picture.png").write_bytes(b"\x89PNG\0")
+    return folder
+
+
+def command(folder, out, *more) -> None:
+    own.main([str(folder), "--out", str(out), "--minutes", "0.01", *more])
+
+
+def test_a_folder_becomes_a_model_and_a_report(tales, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "mine"
+    with monkeypatch.context() as patch:  # stopped before its first step
+        patch.setattr(own, "pretrain", lambda settings: False)
+        command(tales, out)
+    assert not (out / "report.md").exists()
+    begun = (out / "settings.json").read_text(encoding="utf-8")
+    command(tales, out)
+    assert (out / "settings.json").read_text(encoding="utf-8") == begun
+    printed = capsys.readouterr().out
+    assert printed.count("260 documents") == 2 and "0 minutes or less" in printed
+    tokenizer = BPETokenizer.load(out / "model" / TOKENIZER)
+    model = build_pretrained(*read_gpt2_folder(out / "model"))
+    assert tokenizer.n_vocab == model.cfg["vocab_size"] == 384
+
+    ids = generate(model, torch.tensor([tokenizer.encode("The")]), 3, 256)
+    assert ids.shape == (1, 4) or ids.shape[1] > 4
+    report = (out / "report.md").read_text(encoding="utf-8")
+    for words in ("# A model of tales", "| texts |", "losses.png", "20 steps"):
+        assert words in report
+    first = json.loads(begun)["prompts"][0]
+    assert report.count(first) > 2  # continued after 0, 1, 2, 4, ... steps
+    assert (out / "losses.png").stat().st_size > 1000
+    losses = [
+        json.loads(x) for x in (out / "log.jsonl").read_text("utf-8").split("\n")[:-1]
+    ]
+    losses = [line["loss"] for line in losses if line["event"] == "train"]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_it_can_begin_with_the_base(tales, tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "pretrain", lambda settings: False)
+    out = tmp_path / "mine"
+    command(tales, out, "--start", "base")
+    settings = own.read_settings(["--config", str(out / "settings.json")])
+    config, _ = read_gpt2_folder(settings.initial)
+    assert settings.model.vocab_size == config["vocab_size"] == 8192
+    assert (out / TOKENIZER).read_bytes() == data_path(
+        "base/tokenizer.json"
+    ).read_bytes()
+
+
+def test_other_wishes_and_other_texts_need_another_folder(tales, tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "pretrain", lambda settings: False)
+    texts, out = tmp_path / "texts", tmp_path / "mine"
+    texts.mkdir()
+    (texts / "a.txt").write_text((tales / "one.txt").read_text("utf-8"), "utf-8")
+    command(texts, out)
+    with pytest.raises(SystemExit, match="began with .* choose another --out"):
+        command(texts, out, "--tokens", "gpt2")
+    (texts / "b.txt").write_text("More.", encoding="utf-8")
+    with pytest.raises(SystemExit, match="has changed since"):
+        command(texts, out)
+
+
+def test_what_is_no_text_gets_a_clear_word(tales, tmp_path, monkeypatch):
+    texts, out = tmp_path / "texts", tmp_path / "mine"
+    with pytest.raises(SystemExit, match="there is no folder"):
+        command(texts, out)
+    texts.mkdir()
+    with pytest.raises(SystemExit, match="holds no text; put files into it"):
+        command(texts, out)
+    (texts / "short.txt").write_text("A fox ran. " * 27, encoding="utf-8")
+    with pytest.raises(SystemExit, match="holds 297 characters .* at least 20,000"):
+        command(texts, out)
+    (texts / "music.txt").write_bytes(bytes(range(256)) * 100)
+    with pytest.raises(SystemExit, match="music.txt cannot be read .* UTF-8"):
+        command(texts, out)
+    (texts / "music.txt").write_bytes(b"\0\1\2 sound" * 5000)
+    with pytest.raises(SystemExit, match="music.txt is no text but binary data"):
+        command(texts, out)
+    with (texts / "music.txt").open("wb") as file:
+        file.truncate(2 * 10**9)  # takes no room on the disk
+    with pytest.raises(SystemExit, match="2.0 GB of text, most of it music.txt"):
+        command(texts, out)
+    with pytest.raises(SystemExit, match="--minutes must be above 0, not -1"):
+        command(tales, out, "--minutes", "-1")
+    assert not out.exists() or not any(out.iterdir())
