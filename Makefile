@@ -2,6 +2,7 @@
 # make test            run every test, and compare every notebook with its stored outputs
 # make browser         check every page, exercise and control in JupyterLab, in Chromium
 # make lab             open the course in JupyterLab
+# make site            build the course as a web site, from the stored outputs
 # make export          write the chapters' modules and the exercises from the notebooks
 # make run-notebooks   run every notebook and store what it prints
 #
@@ -17,8 +18,9 @@ export MALLOC_TRIM_THRESHOLD_ := 1000000000000
 PYTHON ?= python3
 RUN := .venv/bin/python
 READY := .venv/ready
+SITE := .venv-site/bin/python
 
-.PHONY: course test browser lab export run-notebooks clean
+.PHONY: course test browser lab site export run-notebooks clean
 
 course: $(READY)
 	$(RUN) -m tools.course run
@@ -28,13 +30,19 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	    --nbval --nbval-current-env tests $(sort $(wildcard ch*_* appendix_*))
 
+# The last file tests the web site, if `make site` has built it.
 # Without Playwright or Chromium all these tests are skipped, and say so.
 browser: $(READY)
 	-$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
-	$(RUN) -m pytest -rs tests/browser/in_jupyterlab.py tests/browser/practice.py
+	$(RUN) -m pytest -rs tests/browser/in_jupyterlab.py tests/browser/practice.py \
+	    tests/browser/website.py
 
 lab: $(READY)
 	$(RUN) -m jupyterlab $(LAB_ARGS) README.md
+
+# Writes build/site and build/site.zip. Needs npm, once, for two packages of scripts.
+site: $(READY) .venv-site/ready
+	$(SITE) -m tools.site
 
 export: $(READY)
 	$(RUN) -m tools.export
@@ -51,5 +59,13 @@ $(READY): requirements.txt requirements-data.txt pyproject.toml docs/jupyterlab-
 	cp docs/jupyterlab-settings.json .venv/share/jupyter/lab/settings/overrides.json
 	touch $@
 
+# Sphinx stays out of .venv. But .venv-site sees the packages of .venv, after its own.
+.venv-site/ready: requirements-site.txt $(READY)
+	$(RUN) -m venv --clear .venv-site
+	$(SITE) -m pip install --quiet --disable-pip-version-check -r requirements-site.txt
+	$(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-site/course.pth
+	$(SITE) -c "import shutil, sysconfig; shutil.move('.venv-site/course.pth', sysconfig.get_path('purelib'))"
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-site

@@ -56,6 +56,7 @@ SLIPS = {
         "sliding_loss": ("        targets[: done - begin - 1] = -100\n", ""),
         "adamw_step": (" / (1 - betas[0] ** n)", ""),
         "learn_noise": ('return "below", "above"', 'return "below"'),
+        "seen_share": ("(validated if for_validation else trained)", "validated"),
     },
     "ch06_classification": {
         "padding_share": ("max(batch) * len(batch)", "max(lengths) * len(batch)"),
