@@ -1339,6 +1339,43 @@ case(
     ],
 )
 
+
+def overlap(is_val, length, stride):
+    return [range(i * stride, i * stride + length) for i in range(len(is_val))]
+
+
+def seen_by_tensors(is_val, length, stride, of=1, once=True):
+    counts = torch.zeros(2, len(is_val) * stride + length)
+    for tokens, val in zip(overlap(is_val, length, stride), is_val, strict=True):
+        counts[int(val), tokens.start : tokens.stop] += 1
+    both = (counts > 0).all(0)
+    counts = (counts > 0).float() if once else counts
+    return (both * counts[of]).sum() / counts[of].sum()
+
+
+def seen_by_lists(is_val, length, stride):
+    windows = list(zip(overlap(is_val, length, stride), is_val, strict=True))
+    trained = {token for tokens, val in windows if not val for token in tokens}
+    validated = {token for tokens, val in windows if val for token in tokens}
+    return sum(token in trained for token in validated) / len(validated)
+
+
+HALF = says(0.5)
+case(
+    "ch05",
+    "seen_share",
+    [(seen_by_tensors, HALF), (seen_by_lists, says(torch.tensor(0.9)))],
+    [
+        ((lambda *a: seen_by_tensors(*a, of=0), HALF), "of the training tokens"),
+        ((lambda *a: seen_by_tensors(*a, once=False), HALF), "count it once"),
+        ((lambda *a: 1 - seen_by_tensors(*a), HALF), "share no token"),
+        ((lambda *a: 0.0, HALF), "training has seen token 3"),
+        ((lambda v, t, s: seen_by_tensors(v, t + 1, s), HALF), "wanted 0.000"),
+        ((seen_by_tensors, says(90)), "between 0 and 1, not 90"),
+        ((seen_by_tensors, says("most")), "should return one number between"),
+    ],
+)
+
 # Chapter 6
 
 

@@ -618,7 +618,7 @@ CASES = [
     ),
     Case(
         "set_trainable",
-        lambda: {"classifier": ch06.GPTClassifier(fresh()), "part": "head"},
+        lambda: {"classifier": classifier(), "part": "head"},
         {"part": st.sampled_from(["", "last", "HEAD"])},
         lambda n, _: n > 0,
         ("classifier",),
@@ -800,7 +800,7 @@ NOT_CALLED = {
     *("END_OF_TEXT", "END_OF_TEXT_ID", "UNKNOWN", "GPTConfig", "GPT_CONFIG_124M"),
     *("GPT2_CONFIGS", "GPT2_REPOSITORIES", "LABELS", "Verdict"),
     # nothing to give, or a device only
-    *("get_tokenizer", "load_base"),
+    *("get_tokenizer", "load_base", "load_base_tokenizer"),
     # that draws, writes, or passes the same arguments on
     *("plot_losses", "save_checkpoint", "save_gpt2_folder", "create_spam_loaders"),
     # a part of `finetune`; a part of `generate_answers`

@@ -208,8 +208,9 @@ def test_the_loss_of_a_batch_counts_what_is_not_masked():
             create_dataloader_v1,
             {"batch_size": 4, "max_length": 256, "stride": 128, "num_workers": 0},
         ),
-        (SpamDataset, {"max_length": None, "pad_token_id": 50256}),
-        (classify_review, {"max_length": None, "pad_token_id": 50256}),
+        # None means the tokenizer's own token for the end of a text.
+        (SpamDataset, {"max_length": None, "pad_token_id": None}),
+        (classify_review, {"max_length": None, "pad_token_id": None}),
         (custom_collate_fn, {"pad_token_id": 50256, "ignore_index": -100}),
     ],
 )
