@@ -8,8 +8,8 @@ several times. But then it learns the names by heart. So each version of a story
 other names, and some have other animals, colours or things. Now the model can only find
 the next name by looking back in the story.
 
-Half of the stories begin with a line that asks for what follows ("Write a story with
-the words kite, brave and climb."). Chapter 7 asks in the same words.
+Half of the stories (`--asked`) begin with a line that asks for what follows ("Write a
+story with the words kite, brave and climb."). Chapter 7 asks in the same words.
 
 A few stories are held out: they go into a file of their own with the names that they
 have, and no version contains them. Curly quotation marks become plain ones everywhere.
@@ -34,7 +34,6 @@ from shared.files import write_atomically
 
 PLAIN_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")  # from ‘’“”
 HELD_OUT = 0.01  # share of the stories
-ASKED = 0.5  # share of the stories that begin with a request
 CHANGED = 0.5  # chance that a story gets other things of a kind
 
 # --- Tables ---------------------------------------------------------------------------
@@ -234,9 +233,11 @@ class Requests:
 
     Args:
         stories: all of them, to find out which words are too common to ask for.
+        asked: share of the stories that begin with a request.
     """
 
-    def __init__(self, stories: Sequence[str]):
+    def __init__(self, stories: Sequence[str], asked: float = 0.5):
+        self.asked = asked
         counts = Counter(word for text in stories for word in _WORD.findall(text))
         known = [w for w, count in counts.most_common() if count >= 5]
         self.plain: dict[str, str] = {}  # climbed: climb
@@ -269,7 +270,7 @@ class Requests:
 
         The third kind of request shows the first sentence and asks for the rest.
         """
-        if chance.random() >= ASKED:
+        if chance.random() >= self.asked:
             return text
         kind = chance.random()
         if kind < 0.6:
@@ -299,7 +300,9 @@ def split_stories(stories: Sequence[str]) -> tuple[list[str], list[str]]:
     return parts
 
 
-def write_versions(path: Path, out: Path, versions: int, seed: int = 123) -> list[Path]:
+def write_versions(
+    path: Path, out: Path, versions: int, seed: int = 123, asked: float = 0.5
+) -> list[Path]:
     """Write `stories-1.txt` ... and `held-out-stories.txt` into the folder `out`.
 
     Args:
@@ -307,19 +310,23 @@ def write_versions(path: Path, out: Path, versions: int, seed: int = 123) -> lis
         out: the folder, which is made if there is none.
         versions: how often each story is told.
         seed: decides which names and things are drawn.
+        asked: share of the stories that begin with a line that asks for them.
 
     Raises:
-        ValueError: for fewer than one version, or if no story is left to train on.
+        ValueError: for fewer than one version, for a share that is none, or if no
+            story is left to train on.
         OSError: if a file cannot be read or written; an older one stays as it was.
     """
     if versions < 1:
         raise ValueError(f"versions must be 1 or more, not {versions}")
+    if not 0 <= asked <= 1:
+        raise ValueError(f"asked must be a share from 0 to 1, not {asked}")
     texts = (text.translate(PLAIN_QUOTES) for text in read_documents(path))
     stories = [text for text in texts if text.strip()]
     train, held_out = split_stories(stories)
     if not train:
         raise ValueError(f"{path} holds no story to train on; name a file with some")
-    requests = Requests(train)
+    requests = Requests(train, asked)
     written = [out / "held-out-stories.txt"]
     _write(written[0], held_out)
     for number in tqdm(range(1, versions + 1), desc="versions"):
@@ -348,9 +355,11 @@ def main(arguments: list[str] | None = None) -> None:
     ):
         text += " (default: %(default)s)"
         parser.add_argument(name, type=int, default=default, metavar="N", help=text)
+    text = "share of the stories that begin with a request (default: %(default)s)"
+    parser.add_argument("--asked", type=float, default=0.5, metavar="SHARE", help=text)
     given = parser.parse_args(arguments)
     try:
-        write_versions(given.path, given.out, given.versions, given.seed)
+        write_versions(given.path, given.out, given.versions, given.seed, given.asked)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

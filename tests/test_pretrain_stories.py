@@ -327,6 +327,21 @@ def test_a_seed_gives_the_same_bytes_everywhere(tmp_path, monkeypatch):
     assert hashlib.sha256(found[0]).hexdigest() == SHA256
 
 
+def test_as_many_stories_are_asked_for_as_one_wishes(tmp_path, monkeypatch):
+    monkeypatch.setattr(stories, "ORDINARY", 16)
+    path = write(tmp_path / "in.txt", numbered(SAMPLE))
+    found = []
+    for asked in ("0", "1"):
+        out = ["--out", str(tmp_path / asked), "--versions", "1"]
+        stories.main([str(path), *out, "--asked", asked])
+        texts = list(read_documents(tmp_path / asked / "stories-1.txt"))
+        found.append(sum("\n\n" in text for text in texts) / len(texts))
+    assert found[0] == 0 and found[1] > 0.8  # some have no hero, or no first sentence
+    with pytest.raises(SystemExit, match="asked must be a share from 0 to 1, not 2"):
+        stories.main([str(path), "--out", str(tmp_path / "no"), "--asked", "2"])
+    assert not (tmp_path / "no").exists()
+
+
 def test_stories_of_one_line_go_through(tmp_path):
     path = write(tmp_path / "in.txt", ["Lily ran.", "The end.", "x"])
     files = write_versions(path, tmp_path / "out", 1)
