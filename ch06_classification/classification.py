@@ -1,8 +1,7 @@
 """Chapter 6: Classification.
 
-You will turn the pretrained GPT into a classifier, for a question where counting words
-must fail and for one where it is hard to beat, and you will learn to tell which of the
-two you have.
+You will turn the pretrained GPT into a classifier, train it on two tasks, and measure
+it beside methods that only count words.
 
 Exported from classification.ipynb and deeper.ipynb, which explain every line: change it
 there, then run `python -m tools.export`.

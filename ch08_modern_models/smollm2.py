@@ -1,7 +1,7 @@
 """Chapter 8b: A published model.
 
-You will talk with a published model of 135 million parameters, and then read it from
-its file and run it in your own code.
+You will talk with a published model of 135 million parameters, read its numbers from
+their file, and run it in your own code.
 
 Exported from smollm2.ipynb and smollm2_deeper.ipynb, which explain every line: change
 it there, then run `python -m tools.export`.
