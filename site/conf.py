@@ -1,5 +1,6 @@
 """Sphinx's settings; `python -m tools.site` writes what it reads, and calls it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -72,3 +73,6 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+if "GITHUB_REPOSITORY" in os.environ:  # a workflow builds the site
+    address = "{GITHUB_SERVER_URL}/{GITHUB_REPOSITORY}".format(**os.environ)
+    html_theme_options |= {"repository_url": address, "use_repository_button": True}

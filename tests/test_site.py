@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import re
 
 import nbformat
 import pytest
@@ -121,20 +122,34 @@ def test_constants_are_shown_as_the_module_writes_them():
     assert ast.parse(shown).body[0].targets[0].id == "GPT_CONFIG_124M"
 
 
-def test_run_times_come_from_the_table_of_a_whole_run(tmp_path):
-    (tmp_path / "docs").mkdir()
-    table = tmp_path / "docs/results.md"
-    table.write_text("notebook time\nch03_attention/attention.ipynb   12 s  a: 1\n")
-    assert site.run_times(tmp_path) == {"ch03_attention/attention.ipynb": 12}
-    table.write_text("ch03_attention/attention.ipynb   context vector: 2\n")
-    assert site.run_times(tmp_path) == {}
-
-
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(7, "7 seconds"), (88, "88 seconds"), (210, "4 minutes")]
+    ("first", "time"),
+    [
+        ("**Runs** in about 12 seconds on two CPU cores.", "about 12 seconds"),
+        ("It runs in about a\nminute and a half on", "about a minute and a half"),
+        ("It takes one to four minutes on", "one to four minutes"),
+        ("It takes about three minutes on two cores, most of", "about three minutes"),
+        ("A second evening makes it fast.", None),
+    ],
 )
-def test_times_are_said_as_one_says_them(seconds, words):
-    assert site.words_for(seconds) == words
+def test_run_times_come_from_the_notebooks(first, time):
+    assert site.run_time(first) == time
+
+
+@pytest.mark.parametrize("path", chapter_notebooks(), ids=site.docname)
+def test_a_chapter_s_page_says_how_long_it_runs(path):
+    if path.stem not in ("solutions", "readiness"):
+        name = path.relative_to(ROOT).as_posix()
+        box = nbformat.reads(FILES[name], as_version=4).cells[0].source.split(":::")[1]
+        assert re.search(r"It runs for .*(second|minute)", box)
+
+
+def test_names_lead_to_the_notebooks_that_explain_them():
+    page = FILES["api/shared.ch03.md"]
+    both = "(../ch03_attention/attention.ipynb)", "(../ch03_attention/deeper.ipynb)"
+    assert all(link in page for link in both) and "explain every line." in page
+    plain = site.explained(ROOT / "ch06_classification/sms.py")
+    assert plain.startswith("The messages of chapter 6")
 
 
 def test_links_to_the_front_page_lead_to_the_site_s():

@@ -49,7 +49,12 @@ SCRIPTS = {
 }
 STILL = "A still: in the running notebook, this picture has controls to move."
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")
-TIME = re.compile(r"^(\S+\.ipynb) +(\d+) s\b", re.MULTILINE)
+TIME = re.compile(  # as notebooks say it: "runs in about 12 seconds on two CPU cores"
+    r"\b(?:runs\W+in|takes)\s+((?:about|one)\s[^.,;]*?(?:second|minute)s?"
+    r"(?:\s+and\s+a\s+half)?)\b",
+    re.IGNORECASE,
+)
+NOTEBOOK = re.compile(r"\w+\.ipynb")
 
 
 # Which pages there are, and in which order
@@ -215,12 +220,7 @@ def api_page(shared: str, defined: dict[str, list[str]], root: Path = ROOT) -> s
     ]
     for module, names in defined.items():
         source = files[module]
-        notebook = source.with_suffix(".ipynb")
-        if notebook.is_file():
-            link = f"[{title(notebook)}](../{notebook.relative_to(root).as_posix()})"
-            lines += ["", f"## From {module}", "", f"{link} explains every line."]
-        else:
-            lines += ["", f"## From {module}", "", docstring_line(source)]
+        lines += ["", f"## From {module}", "", explained(source, root)]
         directives = kinds(source)
         for name in names:
             directive = directives.get(name)
@@ -245,10 +245,16 @@ def in_source(module: Path, name: str) -> list[str]:
     return []
 
 
-def docstring_line(module: Path) -> str:
-    """The first line of a module's docstring."""
+def explained(module: Path, root: Path = ROOT) -> str:
+    """Which notebooks explain a module; of a plain module, what it is for."""
     text = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
-    return text.split("\n", 1)[0]
+    if "Exported from " not in text:
+        return text.split("\n", 1)[0]
+    names = NOTEBOOK.findall(text.split("Exported from ")[1])
+    paths = [module.with_name(name) for name in names]
+    links = [f"[{title(x)}](../{x.relative_to(root).as_posix()})" for x in paths]
+    verb = "explains" if len(links) == 1 else "explain"
+    return f"{' and '.join(links)} {verb} every line."
 
 
 def api_index(root: Path = ROOT) -> str:
@@ -281,7 +287,7 @@ def api_index(root: Path = ROOT) -> str:
 
 def sources(root: Path = ROOT) -> dict[str, str | bytes]:
     """Every file that Sphinx reads or copies, by its path; nothing is written yet."""
-    below, times, names = belongs_to(root), run_times(root), passed_on(root)
+    below, names = belongs_to(root), passed_on(root)
     files: dict[str, str | bytes] = {}
     for path in notebooks(root):
         notebook = nbformat.read(path, as_version=4)
@@ -293,8 +299,9 @@ def sources(root: Path = ROOT) -> dict[str, str | bytes]:
         module = ".".join(main_notebook(path).relative_to(root).with_suffix("").parts)
         shared = next((x for x, defined in names.items() if module in defined), None)
         deeper = [x.name for x in below.get(path, []) if goes_deeper(x)]
-        hint = how_to_run(path, place, times.get(place), deeper, shared)
-        notebook.cells[0].source = with_hint(notebook.cells[0].source, hint)
+        first = notebook.cells[0].source
+        hint = how_to_run(path, place, run_time(first), deeper, shared)
+        notebook.cells[0].source = with_hint(first, hint)
         if entries := [f"{short_title(x)} <{x.stem}>" for x in below.get(path, [])]:
             notebook.cells.append(new_markdown_cell(toctree(entries), id="pages"))
         if path.name == "solutions.ipynb":
@@ -331,27 +338,20 @@ def write(files: dict[str, str | bytes], target: Path) -> None:
         path.unlink()
 
 
-def run_times(root: Path = ROOT) -> dict[str, int]:
-    """Seconds that each notebook takes, from the table of a whole run."""
-    table = (root / "docs/results.md").read_text(encoding="utf-8")
-    return {path: int(seconds) for path, seconds in TIME.findall(table)}
-
-
-def words_for(seconds: int) -> str:
-    """A time as one says it: "12 seconds", "2 minutes"."""
-    if seconds < 90:
-        return f"{seconds} seconds"
-    return f"{round(seconds / 60)} minutes"
+def run_time(first: str) -> str | None:
+    """How long a notebook runs, if its first cell says so: "about 12 seconds"."""
+    said = TIME.search(first)
+    return " ".join(said[1].split()) if said else None
 
 
 def how_to_run(
-    path: Path, place: str, seconds: int | None, deeper: list[str], shared: str | None
+    path: Path, place: str, time: str | None, deeper: list[str], shared: str | None
 ) -> str:
     """The box below a notebook's heading: how to run it, and what lies beside it.
 
     Args:
         path: the notebook, `place` in the course.
-        seconds: how long it runs, if that is known.
+        time: how long it runs, if that is known.
         deeper: names of the notebooks that go deeper.
         shared: where to import from what it exports, if it exports anything.
     """
@@ -361,8 +361,8 @@ def how_to_run(
         f"`{place}`."
     )
     exercises = ["[Exercises](exercises.ipynb)", "[Solutions](solutions.ipynb)"]
-    if seconds:
-        says += f" It runs for about {words_for(seconds)} on one core."
+    if time:
+        says += f" It runs for {time}."
     if path.name == "exercises.ipynb":
         says += " Answer there: the cell after each answer says what is wrong."
         links = exercises[1:]
@@ -461,7 +461,7 @@ def scripts() -> dict[str, bytes]:
         with tarfile.open(archive) as tar:
             for member in tar.getmembers():
                 name = member.name.removeprefix("package/")
-                if member.isfile() and name.startswith(tuple(parts)):
+                if name.startswith(tuple(parts)) and not name.endswith(".map"):
                     place = f"beside/scripts/{package.partition('@')[0]}/{name}"
                     files[place] = tar.extractfile(member).read()
     return files
@@ -544,6 +544,8 @@ def main(arguments: list[str] | None = None) -> int:
     if site.exists():
         shutil.rmtree(site)
     build(read, site)
+    for path in site.rglob("*.map"):  # for those who mend the theme
+        path.unlink()
     found = faults(site)
     print(*found, sep="\n", end="\n" if found else "")
     archive = shutil.make_archive(str(site), "zip", site.parent, site.name)

@@ -64,6 +64,7 @@ def address():
 def visit(browser, address):  # noqa: F811
     """Opens a page of the site, and returns it with a list of what went wrong."""
     page = browser.new_page()
+    page.set_default_timeout(120_000)
     noticed = []
 
     def see(request):
@@ -91,7 +92,7 @@ def visit(browser, address):  # noqa: F811
     page.close()
 
 
-def faults(page, noticed, seconds=60):
+def faults(page, noticed, seconds=120):
     """What is wrong with a page when it had some seconds to appear."""
     for _ in range(seconds * 2):
         found = page.evaluate(LOOK)
