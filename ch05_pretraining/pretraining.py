@@ -1,7 +1,7 @@
 """Chapter 5: Pretraining.
 
 You will train chapter 4's GPT on a short story, watch it learn the story by heart, let
-it write, and then listen to a model that has read millions of words.
+it write, and compare it with a model that has read millions of words.
 
 Exported from pretraining.ipynb and pretraining_deeper.ipynb, which explain every line:
 change it there, then run `python -m tools.export`.

@@ -1,6 +1,6 @@
 """Chapter 5b: Weights.
 
-You will save a training run and go on with it as if it had never stopped, and load the
+You will save a training run and continue it as if it had never stopped, and load the
 weights of a published model into your own.
 
 Exported from weights.ipynb and weights_deeper.ipynb, which explain every line: change
