@@ -2,6 +2,7 @@
 # make test            run every test, and compare every notebook with its stored outputs
 # make browser         check every page, exercise and control in JupyterLab, in Chromium
 # make lab             open the course in JupyterLab
+# make play            play with the course's models, on a page on this machine
 # make site            build the course as a web site, from the stored outputs
 # make export          write the chapters' modules and the exercises from the notebooks
 # make run-notebooks   run every notebook and store what it prints
@@ -19,8 +20,9 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 READY := .venv/ready
 SITE := .venv-site/bin/python
+PLAY := .venv-play/bin/python
 
-.PHONY: course test browser lab site export run-notebooks clean
+.PHONY: course test browser lab play site export run-notebooks clean
 
 course: $(READY)
 	$(RUN) -m tools.course run
@@ -30,15 +32,20 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	    --nbval --nbval-current-env tests $(sort $(wildcard ch*_* appendix_*))
 
-# The last file tests the web site, if `make site` has built it.
+# The last two files test the web site, if `make site` has built it, and the playground,
+# if `make play` has installed it.
 # Without Playwright or Chromium all these tests are skipped, and say so.
 browser: $(READY)
 	-$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	$(RUN) -m pytest -rs tests/browser/in_jupyterlab.py tests/browser/practice.py \
-	    tests/browser/website.py
+	    tests/browser/website.py tests/browser/playground.py
 
 lab: $(READY)
 	$(RUN) -m jupyterlab $(LAB_ARGS) README.md
+
+# Another port: make play PLAY_ARGS="--port 5010"
+play: $(READY) .venv-play/ready
+	$(PLAY) -m playground $(PLAY_ARGS)
 
 # Writes build/site and build/site.zip. Needs npm, once, for two packages of scripts.
 site: $(READY) .venv-site/ready
@@ -67,5 +74,13 @@ $(READY): requirements.txt requirements-data.txt pyproject.toml docs/jupyterlab-
 	$(SITE) -c "import shutil, sysconfig; shutil.move('.venv-site/course.pth', sysconfig.get_path('purelib'))"
 	touch $@
 
+# Panel stays out of .venv. But .venv-play sees the packages of .venv, before its own.
+.venv-play/ready: requirements-play.txt $(READY)
+	$(RUN) -m venv --clear .venv-play
+	$(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-play/course.pth
+	$(PLAY) -c "import shutil, sysconfig; shutil.move('.venv-play/course.pth', sysconfig.get_path('purelib'))"
+	$(PLAY) -m pip install --quiet --disable-pip-version-check -r requirements-play.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-site
+	rm -rf .venv .venv-site .venv-play

@@ -1,0 +1,67 @@
+"""Start the playground: one local page for the course's own models.
+
+    python -m playground                the address is printed
+    python -m playground --open         ... and opened in your browser
+    python -m playground --port 5010    if another program has the usual port
+
+It listens on 127.0.0.1 only. Ctrl-C ends it.
+"""
+
+import argparse
+import errno
+import sys
+
+ADDRESS, PORT = "127.0.0.1", 5006
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command: see the head of this file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m playground",
+        description="A local page for the course's own models.",
+    )
+    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
+    parser.add_argument("--open", action="store_true", help="open it in your browser")
+    chosen = parser.parse_args(arguments)
+    if not 0 < chosen.port < 65536:
+        parser.error(f"port {chosen.port} is none; name one from 1 to 65535")
+    try:
+        import panel
+    except ModuleNotFoundError:
+        sys.exit("The playground needs Panel. `make play` installs it and starts this.")
+
+    from playground.page import base, page
+
+    base()  # so that the first visit need not wait for it
+    panel.extension(design="native")
+    panel.config.session_history = 0
+    url = f"http://{ADDRESS}:{chosen.port}/"
+    try:
+        server = panel.io.server.get_server(
+            {"/": page},
+            port=chosen.port,
+            address=ADDRESS,
+            websocket_origin=[f"{ADDRESS}:{chosen.port}"],
+            title={"/": "Playground"},
+            show=chosen.open,
+            # a page that was closed, and what was typed there, is forgotten soon
+            check_unused_sessions_milliseconds=5_000,
+            unused_session_lifetime_milliseconds=10_000,
+        )
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        sys.exit(
+            f"Port {chosen.port} is in use by another program. Name another one: "
+            f"make play PLAY_ARGS='--port {chosen.port + 1}'"
+        )
+    print(f"The playground is at {url} (Ctrl-C ends it)", flush=True)
+    try:
+        server.start()
+        server.io_loop.start()
+    except KeyboardInterrupt:
+        print("\nThe playground has ended.")
+
+
+if __name__ == "__main__":
+    main()
