@@ -79,7 +79,7 @@ def _updates_in(model: nn.Module) -> list[LoRALayer]:
 def replace_linear_with_lora(model: nn.Module, rank: int, alpha: float) -> list[str]:
     """Give each frozen linear layer inside a model an update; return the layers' names.
 
-    In place. Freeze first, make the optimiser afterwards. A layer that learns stays as
+    In place. Freeze first, make the optimizer afterwards. A layer that learns stays as
     it is, and so does one whose matrix has other users, such as a tied head.
     ValueError, with nothing changed, for a rank that is too large, LoRA layers that are
     already there, or no layer to replace.

@@ -157,7 +157,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict, TensorFile]:
 def _parameter_names(
     optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> list[list[str]]:
-    """The names of the parameters in each of the optimiser's groups."""
+    """The names of the parameters in each of the optimizer's groups."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
     if any(parameter not in names for group in groups for parameter in group):
@@ -171,7 +171,7 @@ def _parameter_names(
 def pack_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> tuple[dict, dict[str, torch.Tensor]]:
-    """An optimiser's settings, and its tensors by the names of their parameters.
+    """An optimizer's settings, and its tensors by the names of their parameters.
 
     Raises:
         ValueError, TypeError: if it is another model's, or keeps more than tensors.

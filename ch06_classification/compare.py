@@ -49,7 +49,7 @@ LORA_RANK, LORA_ALPHA = 8, 16
 
 # Which part learns, for how many epochs, and at which rate at the start. The settings
 # were chosen by validation on splits of the spam with other seeds than those here, for
-# an earlier base; for this one, those of "all" were checked on one more split.
+# an earlier base; those of "all" were checked on one more split with a later one.
 METHODS: dict[str, tuple[str, int, float]] = {
     "head": ("head", 10, 1e-2),
     "last block": ("last block", 3, 2e-3),
