@@ -168,7 +168,7 @@ FOLLOWER = Recipe(
     name="instruction-follower",
     made_of=lambda: {
         **_sha256(*_BASE, "instructions"),
-        "settings": {**instructions.COPY, **instructions.SETTINGS},
+        **instructions.made_of(),
         "seed": SEED,
     },
     prepare=prepare_follower,

@@ -2,10 +2,9 @@
 
 Panel builds it. Its server is Bokeh's, which listens on one address, refuses every
 WebSocket whose `Origin` is not the page's own, and serves all scripts and styles from
-its own package. The page can only ask for what its controls offer. (Gradio weighs as
-much and sends statistics unless it is told not to; Voila is lighter, but it starts a
-Python process for every open page, which runs any code that the page sends, and it
-turns off the check of the Host header.)
+its own package. (Gradio weighs as much, and sends statistics unless it is told not to.
+Voila is lighter, but its page takes fonts and MathJax from elsewhere, every open page
+has a Python process of its own, and Jupyter's check of the Host header is turned off.)
 """
 
 import asyncio
@@ -150,6 +149,12 @@ def gpt2_tokenizer() -> BPETokenizer:
 
 
 @cache
+def smollm2_is_here() -> bool:
+    """Whether its weights are on this machine, whole."""
+    return local_copy(FILES["smollm2"]) is not None
+
+
+@cache
 def smollm2() -> tuple:
     """SmolLM2 with its tokenizer; a few seconds, and about 600 MB of memory."""
     return load_smollm2()
@@ -212,18 +217,20 @@ class Running:
 
     def __init__(self, *starters: pn.widgets.Button) -> None:
         self.stop, self.status = button("Stop"), html()
-        self.stop.disabled, self.wanted = True, False
+        self.stop.disabled = True
+        self.busy = self.wanted = False  # not wanted any more: it ends soon
         self.starters = starters
         self.stop.on_click(self._end)
+        pn.state.on_session_destroyed(self._end)  # a closed page needs no more
 
     def _end(self, _) -> None:
         self.wanted = False
 
-    def starts(self, starter, work: Callable[[], Awaitable[None]]) -> None:
-        """Let a button start some work, unless some is going on."""
+    def starts(self, starter, work: Callable[[], Awaitable[None]]) -> Callable:
+        """Let a button start some work, unless some is going on; returns what does."""
 
-        async def begin(_) -> None:
-            if self.wanted:
+        async def begin(*_) -> None:
+            if self.busy:
                 return
             self._busy(True)
             self.status.object = ""
@@ -241,9 +248,11 @@ class Running:
                 self._busy(False)
 
         starter.on_click(begin)
+        return begin
 
     def _busy(self, busy: bool) -> None:
-        self.wanted, self.stop.disabled = busy, not busy
+        self.busy = self.wanted = busy
+        self.stop.disabled = not busy
         for starter in self.starters:
             starter.disabled = busy
 
@@ -283,7 +292,8 @@ class Trained:
             self.training.add(name)
             try:
                 model = await compute_aside(self.recipe.kept)
-                model = model or await self._train(running)
+                if model is None:
+                    model = await self._train(running)
             finally:
                 self.training.discard(name)
                 self.bar.visible = False
@@ -419,7 +429,7 @@ def storyteller() -> pn.Column:
         await write(MOST_NEW_TOKENS)
 
     async def tell_more(most: int = MOST_NEW_TOKENS) -> None:
-        if not told["ids"]:
+        if not told["ids"] or beginning.value != told["given"]:
             await compute_aside(begin)
         await write(most)
 
@@ -616,7 +626,7 @@ def follower() -> pn.Column:
         button("Ask", "primary"),
         html(draw.empty("The answer will stand here.")),
     )
-    running, sliders = Running(ask), Sliders(0.0)
+    running, sliders = Running(ask), Sliders(0.6, 0, 0.9)
     trained = Trained(keep.FOLLOWER, "about ten minutes")
 
     async def answer() -> None:
@@ -667,7 +677,7 @@ def follower() -> pn.Column:
 
 def smollm2_chat() -> pn.Column:
     """A conversation with the published model of chapter 8b."""
-    if local_copy(FILES["smollm2"]) is None:
+    if not smollm2_is_here():
         way = remedy(FILES["smollm2"])
         return pn.Column(
             html(
@@ -675,7 +685,14 @@ def smollm2_chat() -> pn.Column:
             ),
             sizing_mode="stretch_width",
         )
-    shown, line = html(draw.conversation([])), text_area("You", rows=2)
+    shown = html(draw.conversation([]))
+    line = pn.widgets.TextInput(
+        name="You",
+        max_length=compute.LONGEST_TEXT + 1,
+        sizing_mode="stretch_width",
+        stylesheets=[CONTROLS],
+        margin=(4, 0),
+    )
     send, new = button("Send", "primary"), button("New conversation")
     running, sliders = Running(send, new), Sliders(0.0)
     messages: list[dict[str, str]] = []
@@ -724,7 +741,7 @@ def smollm2_chat() -> pn.Column:
         messages.clear()
         shown.object = draw.conversation([])
 
-    running.starts(send, answer)
+    line.param.watch(running.starts(send, answer), "enter_pressed")
     running.starts(new, forget)
     return pn.Column(
         said(

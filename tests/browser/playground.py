@@ -71,7 +71,9 @@ class Playground:
             time.sleep(0.2)
 
     def keep(self, which):
-        """Put an untrained model where a trained one is kept."""
+        """Put an untrained model where a trained one is kept, unless one is there."""
+        if [*self.folder.glob(f"playground/*-{which}-*")]:
+            return
         command = [sys.executable, "-c", KEEP.format(which=which)]
         subprocess.run(command, cwd=ROOT, env=self.environment, check=True)
 
