@@ -32,7 +32,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     from playground.page import base, page
 
-    base()  # so that the first visit need not wait for it
     panel.extension(design="native")
     panel.config.session_history = 0
     url = f"http://{ADDRESS}:{chosen.port}/"
@@ -55,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"Port {chosen.port} is in use by another program. Name another one: "
             f"make play PLAY_ARGS='--port {chosen.port + 1}'"
         )
+    base()  # so that the first visit need not wait for it
     print(f"The playground is at {url} (Ctrl-C ends it)", flush=True)
     try:
         server.start()

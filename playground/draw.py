@@ -25,7 +25,8 @@ p {{ margin: 0 0 0.5em; }}
 .text {{ white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75; }}
 .box {{ border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px;
     background: var(--card); min-height: 1.5em; }}
-.story {{ max-height: 26em; overflow-y: auto; }}
+.story {{ max-height: 26em; overflow-y: auto; display: flex;
+    flex-direction: column-reverse; }}  /* so that it shows its end */
 .given {{ opacity: 0.72; }}
 .new {{ background: color-mix(in srgb, {SKY} 35%, transparent); border-radius: 3px; }}
 .token {{ border-radius: 3px; padding: 1px 0; }}
@@ -57,7 +58,8 @@ h4:first-child {{ margin-top: 0; }}
 .heads img {{ width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block;
     background: var(--rail); }}
 .heads .chosen {{ outline: 2px solid {ORANGE}; }}
-svg {{ max-width: 100%; height: auto; display: block; }}
+.wide {{ overflow-x: auto; }}
+svg {{ display: block; }}
 svg text {{ fill: var(--ink); font: 12px ui-monospace, monospace; }}
 .verdict {{ font-size: 20px; font-weight: 700; }}
 .said {{ max-width: 85%; border-radius: 12px; padding: 8px 12px; margin: 6px 0;
@@ -121,8 +123,8 @@ def tokens(found: Sequence[Token], heading: str) -> str:
 def story(given: str, written: str, newest: str = "") -> str:
     """What was given, what the model wrote after it, and its last token."""
     return (
-        f'<div class="text box story"><span class="given">{escape(given)}</span>'
-        f'{escape(written)}<span class="new">{escape(newest)}</span></div>'
+        f'<div class="box story"><div class="text"><span class="given">{escape(given)}'
+        f'</span>{escape(written)}<span class="new">{escape(newest)}</span></div></div>'
     )
 
 
@@ -216,8 +218,8 @@ def heat_map(found: Sequence[Token], weights: torch.Tensor, t: int) -> str:
     )
     side = left + size + 4
     return (
-        f'<svg viewBox="0 0 {side} {side}" width="{side}" role="img" aria-label='
-        f'"Attention weights of {len(names)} tokens">{"".join(drawn)}</svg>'
+        f'<div class="wide"><svg width="{side}" height="{side}" role="img" aria-label='
+        f'"Attention weights of {len(names)} tokens">{"".join(drawn)}</svg></div>'
     )
 
 
@@ -280,4 +282,4 @@ def conversation(messages: Sequence[dict[str, str]]) -> str:
         f'<div class="said {message["role"]}">{escape(message["content"])}</div>'
         for message in messages
     )
-    return f'<div class="box story">{said}</div>'
+    return f'<div class="box story"><div>{said}</div></div>'

@@ -383,7 +383,6 @@ def storyteller() -> pn.Column:
         given = compute.checked(beginning.value, "beginning")
         ids = tokenizer.encode_ordinary(given) or [tokenizer.eot_token]
         told.update(given=given, ids=ids, new=[])
-        page.object = draw.story(given, "")
 
     async def write(most: int) -> None:
         model, tokenizer = base()
@@ -426,6 +425,7 @@ def storyteller() -> pn.Column:
 
     async def tell_anew() -> None:
         await compute_aside(begin)
+        page.object = draw.story(told["given"], "")
         await write(MOST_NEW_TOKENS)
 
     async def tell_more(most: int = MOST_NEW_TOKENS) -> None:
@@ -576,7 +576,8 @@ def attention() -> pn.Column:
         look,
         running.status,
         above,
-        columns(pn.Column(block, head, place, heads), pn.Column(below)),
+        columns(pn.Column(block, head, place), pn.Column(heads)),
+        below,
         sizing_mode="stretch_width",
     )
 

@@ -3,6 +3,7 @@
 pytest finds this file only when it is named: it takes minutes and needs a browser.
 """
 
+import contextlib
 import http.client
 import os
 import re
@@ -140,6 +141,13 @@ class Page:
         """Wait until a button can be pressed again."""
         self.button(name).and_(self.window.locator(":enabled")).wait_for()
 
+    def stop(self, name):
+        """End what a button began, if it has not ended by itself."""
+        stop = self.button("Stop").and_(self.window.locator(":enabled"))
+        with contextlib.suppress(Exception):  # it may end just now
+            stop.click(timeout=5_000)
+        self.idle(name)
+
     def story(self):
         return self.window.locator(".story").filter(visible=True).inner_text()
 
@@ -258,7 +266,7 @@ def test_empty_long_and_odd_input_get_a_clear_word(visit, playground, tab):
     page.click(button)
     if tab in ("Storyteller", "Instructions"):
         page.window.wait_for_timeout(1_000)
-        page.click("Stop")
+        page.stop(button)
     page.idle(button)
     assert page.window.locator(".error").filter(visible=True).count() == 0
     assert not page.noticed
@@ -288,8 +296,7 @@ def test_the_follower_is_asked(visit, playground):
     page.window.locator(".story").filter(
         visible=True, has_text=re.compile(r"\w")
     ).wait_for()
-    page.click("Stop")
-    page.idle("Ask")
+    page.stop("Ask")
     page.type("Instruction", "word " * 1000)
     page.click("Ask")
     page.expect("Shorten them, please")
@@ -306,9 +313,7 @@ def test_smollm2_answers_or_says_how_to_get_it(visit):
     page.click("Send")
     answer = page.window.locator(".said.assistant")
     answer.filter(has_text=re.compile(r"\w")).wait_for()
-    if page.button("Stop").filter(visible=True).is_enabled():
-        page.click("Stop")
-    page.idle("Send")
+    page.stop("Send")
     page.click("New conversation")
     page.expect("The conversation will stand here")
     assert not page.noticed
