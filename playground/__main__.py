@@ -48,11 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
             unused_session_lifetime_milliseconds=10_000,
         )
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "is in use" if in_use else f"cannot be used ({error.strerror})"
         sys.exit(
-            f"Port {chosen.port} is in use by another program. Name another one: "
-            f"make play PLAY_ARGS='--port {chosen.port + 1}'"
+            f"Port {chosen.port} {reason}. Name another one, as in\n"
+            f"    make play PLAY_ARGS='--port {PORT + 4}'"
         )
     base()  # so that the first visit need not wait for it
     print(f"The playground is at {url} (Ctrl-C ends it)", flush=True)

@@ -5,6 +5,7 @@ pytest finds this file only when it is named: it takes minutes and needs a brows
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import secrets
@@ -284,7 +285,9 @@ def test_a_head_can_be_chosen(visit):
     while drawn.inner_html() == before and time.monotonic() < end:
         page.window.wait_for_timeout(100)
     assert drawn.inner_html() != before
-    assert page.window.locator(".heads img").count() == 32 and not page.noticed
+    config = json.loads((ROOT / "data/base/config.json").read_text(encoding="utf-8"))
+    heads = config["n_layer"] * config["n_head"]
+    assert page.window.locator(".heads img").count() == heads and not page.noticed
 
 
 def test_the_follower_is_asked(visit, playground):
