@@ -19,7 +19,7 @@ async function draw() {
   await mermaid.run({ nodes: diagrams });
   for (const drawn of document.querySelectorAll("pre.mermaid svg")) {
     // On a narrow page it scrolls rather than shrink until no one can read it.
-    drawn.style.minWidth = `${0.75 * parseFloat(drawn.style.maxWidth)}px`;
+    drawn.style.minWidth = `${Math.min(600, 0.75 * parseFloat(drawn.style.maxWidth))}px`;
   }
 }
 
