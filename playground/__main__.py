@@ -9,9 +9,11 @@ It listens on 127.0.0.1 only. Ctrl-C ends it.
 
 import argparse
 import errno
+import re
 import sys
 
 ADDRESS, PORT = "127.0.0.1", 5006
+NAMES = (ADDRESS, "localhost")  # by which a browser may ask for the page
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"port {chosen.port} is none; name one from 1 to 65535")
     try:
         import panel
+        from tornado.web import ErrorHandler
     except ModuleNotFoundError:
         sys.exit("The playground needs Panel. `make play` installs it and starts this.")
 
@@ -40,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
             {"/": page},
             port=chosen.port,
             address=ADDRESS,
-            websocket_origin=[f"{ADDRESS}:{chosen.port}"],
+            websocket_origin=[f"{name}:{chosen.port}" for name in NAMES],
             title={"/": "Playground"},
             show=chosen.open,
             # a page that was closed, and what was typed there, is forgotten soon
@@ -54,6 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
             f"Port {chosen.port} {reason}. Name another one, as in\n"
             f"    make play PLAY_ARGS='--port {PORT + 4}'"
         )
+    # A page from elsewhere whose name leads to this machine has the origin that it asks
+    # for, and Tornado lets it in without asking Bokeh. So other names are refused.
+    others = "(?!(" + "|".join(map(re.escape, NAMES)) + ")$).*$"
+    server._tornado.add_handlers(others, [(".*", ErrorHandler, {"status_code": 403})])
     base()  # so that the first visit need not wait for it
     print(f"The playground is at {url} (Ctrl-C ends it)", flush=True)
     try:

@@ -1,10 +1,11 @@
 """The playground's page: six tabs around the course's own models.
 
-Panel builds it. Its server is Bokeh's, which listens on one address, refuses every
-WebSocket whose `Origin` is not the page's own, and serves all scripts and styles from
-its own package. (Gradio weighs as much, and sends statistics unless it is told not to.
-Voila is lighter, but its page takes fonts and MathJax from elsewhere, every open page
-has a Python process of its own, and Jupyter's check of the Host header is turned off.)
+Panel builds it. Its server is Bokeh's on Tornado, which listens on one address, refuses
+every WebSocket whose `Origin` is not the page's own and every request to another host
+name, and serves all scripts and styles from its own package. (Gradio weighs as much,
+and sends statistics unless it is told not to. Voila is lighter, but its page takes
+fonts and MathJax from elsewhere, every open page has a Python process of its own, and
+Jupyter's check of the Host header is turned off.)
 """
 
 import asyncio

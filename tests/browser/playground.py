@@ -352,6 +352,9 @@ def test_pages_of_other_origins_are_refused(playground):
     assert handshake(playground, f"http://127.0.0.1:{playground.port + 1}") == 403
     renamed = f"example.invalid:{playground.port}"  # a name that leads to this machine
     assert handshake(playground, f"http://{renamed}", renamed) == 403
+    assert handshake(playground, f"http://127.0.0.1:{playground.port}", renamed) == 403
+    again = f"localhost:{playground.port}"
+    assert handshake(playground, f"http://{again}", again) == 101
 
 
 def test_it_listens_on_one_address_only(playground):
