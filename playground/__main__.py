@@ -46,9 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
             websocket_origin=[f"{name}:{chosen.port}" for name in NAMES],
             title={"/": "Playground"},
             show=chosen.open,
-            # a page that was closed, and what was typed there, is forgotten soon
-            check_unused_sessions_milliseconds=5_000,
-            unused_session_lifetime_milliseconds=10_000,
+            # A page that was closed, and what was typed there, is forgotten soon, but
+            # not sooner than a slow machine may need to open it.
+            check_unused_sessions_milliseconds=10_000,
+            unused_session_lifetime_milliseconds=60_000,
         )
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
