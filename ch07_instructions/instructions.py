@@ -34,7 +34,12 @@ from ch07_instructions.guards import (
     read_entries,
 )
 from shared.ch04 import GPTModel, next_token_logits
-from shared.ch05 import evaluating, load_checkpoint, read_checkpoint
+from shared.ch05 import (
+    evaluating,
+    load_checkpoint,
+    next_token_probabilities,
+    read_checkpoint,
+)
 from shared.ch06 import LengthGroupedSampler, let_rate_fall
 from shared.data import get as data_path
 
@@ -322,8 +327,15 @@ def answer_together(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     eos_id: int = 50256,
+    *,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
 ) -> list[list[int]]:
-    """The likeliest tokens after each prompt up to its end, with one cache for all."""
+    """New tokens after each prompt up to its end, with one cache for all.
+
+    They are the likeliest ones, or drawn if there is a `temperature`.
+    """
     device = next(model.parameters()).device
     lengths = torch.tensor([len(ids) for ids in prompts], device=device)  # (B,)
     start, end = min(map(len, prompts)), max(map(len, prompts)) + max_new_tokens
@@ -333,7 +345,11 @@ def answer_together(
     ended = torch.zeros_like(lengths, dtype=torch.bool)
     with evaluating(model):
         for t in range(start, end):
-            guess = next_token_logits(model, rows[:, :t], end, cache).argmax(-1)  # (B,)
+            logits = next_token_logits(model, rows[:, :t], end, cache)  # (B, V)
+            guess = logits.argmax(-1)  # (B,)
+            if temperature > 0:
+                probs = next_token_probabilities(logits, temperature, top_p=top_p)
+                guess = torch.multinomial(probs, 1, generator=generator)[:, 0]
             own = t < lengths  # the prompt is not over
             ended |= (t >= lengths + max_new_tokens) | (~own & (guess == eos_id))
             if ended.all():
@@ -350,10 +366,13 @@ def generate_answers(
     max_new_tokens: int = 40,
     style: str | None = None,
     batch_size: int = 128,
+    **drawing,
 ) -> list[str]:
-    """What a model answers to each entry, greedily, up to its end token.
+    """What a model answers to each entry, up to its end token.
 
     It is asked in the style that it carries; one that carries none needs `style`.
+    `drawing` are `temperature`, `top_p` and `generator`; without them the answers
+    consist of the likeliest tokens.
     """
     style = own_style(model.cfg, style)
     room = check_room(model.cfg["context_length"], max_new_tokens, batch_size)
@@ -367,7 +386,8 @@ def generate_answers(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]  # of nearly the same length
         texts = [prompts[i] for i in batch]
-        new = answer_together(model, texts, max_new_tokens, tokenizer.eot_token)
+        end = tokenizer.eot_token
+        new = answer_together(model, texts, max_new_tokens, end, **drawing)
         for i, ids in zip(batch, new, strict=True):
             answers[i] = tokenizer.decode(ids).strip()
     return answers

@@ -19,7 +19,7 @@ from shared.data import load_text
 
 __all__ = ["asked_words", "beginning_of", "uses_word", "names_in", "has_one_hero"]
 __all__ += ["has_ending", "repeated_fours", "was_cut", "score_stories"]
-__all__ += ["ask_in_every_way", "nearest_stories", "copied_share"]
+__all__ += ["retold", "ask_in_every_way", "nearest_stories", "copied_share"]
 
 Entries = Sequence[Mapping[str, str]]
 
@@ -220,7 +220,22 @@ def score_stories(
     return scores.astype(dict.fromkeys(columns[1:], float))
 
 
-# --- More requests, and what a model has to beat --------------------------------------
+# --- Other answers, more requests, and what a model has to beat ----------------------
+
+
+def retold(entries: Entries) -> list[dict[str, str]]:
+    """The same entries, with what the base told best as the answer to each order.
+
+    `python -m ch07_instructions.tell` made these stories. Other entries stay as they
+    are.
+    """
+    told = json.loads(load_text("told"))["stories"]
+    return [
+        {**entry, "output": told[entry["group"]]}
+        if entry.get("family") == "story"
+        else dict(entry)
+        for entry in entries
+    ]
 
 
 def ask_in_every_way(entries: Entries) -> list[dict[str, str]]:

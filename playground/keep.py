@@ -16,6 +16,7 @@ from torch import nn
 
 from ch06_classification import compare as spam
 from ch07_instructions import compare as instructions
+from ch07_instructions.stories import retold
 from shared.ch05 import load_base, load_base_tokenizer, save_checkpoint
 from shared.ch06 import (
     calc_classification_loss,
@@ -145,7 +146,7 @@ def prepare_follower() -> Training:
     torch.manual_seed(SEED)
     model = instructions.copy_to_finetune(load_base(), **instructions.COPY)
     model.cfg = {**model.cfg, "prompt_style": style}
-    entries = split_entries(load_instructions(), seed=SEED)[0]
+    entries = retold(split_entries(load_instructions(), seed=SEED)[0])
     loader = create_instruction_loader(
         InstructionDataset(entries, load_base_tokenizer(), True, style),
         settings["batch_size"],

@@ -89,7 +89,7 @@ FILES = {
         ),
         DataFile(
             name="base/model.safetensors",
-            sha256="b6c2faddd355bd4d8a02c3e01b8dd61c5a33eab936b72b1c6b15c92d29fd8809",
+            sha256="a6d5c7e984501260b55ac871ec1117d40f9be1044274993e23d263bf40792436",
             size=17103528,
             licence="CC BY-SA 4.0, trained for this course",
             repository="base/model.safetensors",
@@ -137,6 +137,13 @@ FILES = {
             repository="base/log-5.jsonl",
         ),
         DataFile(
+            name="base/log-6.jsonl",
+            sha256="6d6c34a1724119e520075997feedb98a09ec8010eee96d087e34e0ff07abfc99",
+            size=132713,
+            licence="CC BY-SA 4.0, trained for this course",
+            repository="base/log-6.jsonl",
+        ),
+        DataFile(
             name="instructions",
             sha256="5c4bb61e5e83d2bee893f69e92a9a77bfdb6bfaaaca9882479017a3f57fdb237",
             size=721446,
@@ -149,6 +156,13 @@ FILES = {
             size=163579,
             licence="CC0-1.0, written for this course",
             repository="tales.json",
+        ),
+        DataFile(
+            name="told",
+            sha256="67501c28f0ed693b507d015566211bea29c4b843bab199b12abedcdce4bc726d",
+            size=155702,
+            licence="CC BY-SA 4.0, written by the base model",
+            repository="told.json",
         ),
         DataFile(
             name="instructions-book",

@@ -580,7 +580,7 @@ def test_a_finetuned_model_is_asked_in_its_own_style(tokenizer, style, monkeypat
     model = taught(tokenizer, style)
     prompts = []
 
-    def write(model, texts, max_new_tokens, eos_id):
+    def write(model, texts, max_new_tokens, eos_id, **_):
         assert eos_id == PAD
         prompts.extend(map(tokenizer.decode, texts))
         return [[] for _ in texts]
@@ -684,6 +684,23 @@ def test_each_answer_ends_by_itself(monkeypatch):
         [4],
     ]
     assert model.training
+
+
+def test_answers_can_be_drawn(tokenizer):
+    model, entries = taught(tokenizer, "chat"), [ENTRY, {"instruction": "Say hello."}]
+
+    def drawn(seed, **settings):
+        chance = torch.Generator().manual_seed(seed)
+        return generate_answers(
+            model, entries, tokenizer, 12, generator=chance, **settings
+        )
+
+    assert drawn(1, temperature=1.0) == drawn(1, temperature=1.0)
+    assert drawn(1, temperature=1.0) != drawn(2, temperature=1.0)
+    greedy = generate_answers(model, entries, tokenizer, 12)
+    assert drawn(1) == drawn(1, temperature=1.0, top_p=1e-6) == greedy
+    with pytest.raises(ValueError, match="top_p must be above 0"):
+        drawn(1, temperature=1.0, top_p=0)
 
 
 def fitted(entry, tokenizer, room, style="alpaca"):

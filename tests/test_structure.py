@@ -9,7 +9,7 @@ import pytest
 from tools.export import ROOT, chapter_notebooks, is_of_course
 
 CHAPTERS = list(dict.fromkeys(path.parent.name for path in chapter_notebooks()))
-PROGRAMS = ("pretrain", "tools")
+PROGRAMS = ("pretrain", "tools", "playground")
 # Programs that compare may look further: chapter 6's tries appendix E's method too, and
 # chapter 7's judge is a model that chapter 8 reads. Chapter 8 finetunes it by appendix
 # E, on chapter 7's splits and scored as there.
@@ -55,7 +55,7 @@ def refusal(module: str, imported: str) -> str | None:
     folder = imported.split(".")[0]
     if module.startswith(PROGRAMS):
         mixed = folder in PROGRAMS and not module.startswith(folder)
-        return "the two programs know nothing of each other" if mixed else None
+        return "the programs know nothing of each other" if mixed else None
     if folder in PROGRAMS:
         return "programs import chapters, never the reverse"
     if here is None:

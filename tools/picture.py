@@ -49,16 +49,17 @@ def tell(model, tokenizer, beginning: str) -> str:
 
 @torch.no_grad()
 def look_back(model, ids: torch.Tensor) -> torch.Tensor:
-    """What the head that looks back most gives to each token, at the last one: (T,).
+    """What the induction head gives to each token, at the last one: (T,).
 
-    What it gives to the first token and to the last one does not count.
+    It is the head that looks most at what came after the last token before.
     """
+    after = (ids[0, :-1] == ids[0, -1]).nonzero()[:, 0] + 1
     rows = [
         attention_weights(block.att, x)[0, :, -1]
         for block, x in zip(model.trf_blocks, attention_inputs(model, ids), strict=True)
     ]
     heads = torch.cat(rows)  # (n_layers * H, T)
-    return heads[heads[:, 1:-1].max(dim=1).values.argmax()]
+    return heads[heads[:, after].sum(dim=1).argmax()]
 
 
 def draw(model, tokenizer, beginning: str = BEGINNING) -> Drawing:
