@@ -112,15 +112,16 @@ def main(arguments: list[str] | None = None) -> None:
     told: dict[str, str] = {}
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
-        told = old.pop("stories") if old == record else {}
+        stories = old.pop("stories", {})
+        told = stories if old == record else {}
     model, tokenizer = load_base(), load_base_tokenizer()
     asked = orders()
     for start in tqdm(range(0, len(asked), TOGETHER)):
         some = asked[start : start + TOGETHER]
         if all(entry["group"] in told for entry in some):
             continue
-        stories = tell(model, tokenizer, some, tries, seed=start)
-        for entry, (texts, cut) in zip(some, stories, strict=True):
+        drawn = tell(model, tokenizer, some, tries, seed=start)
+        for entry, (texts, cut) in zip(some, drawn, strict=True):
             found = worth(entry, texts, cut)
             told[entry["group"]] = texts[found.index(max(found))]
         write_atomically(path, as_file(record, told))
