@@ -183,6 +183,8 @@ def scores_of(
 ) -> dict[str, float]:
     """Of one part: exact matches, also in other wordings, and scores of the stories.
 
+    All are in percent, but for the mean length of the stories in words.
+
     `again` are the answers to the same short questions in their other wordings.
     """
     short, _ = by_family(entries)
@@ -198,7 +200,9 @@ def scores_of(
     cut = was_cut(stories, load_base_tokenizer(), STORY_TOKENS)
     means = score_stories(ordered, stories, cut).mean(numeric_only=True)
     found |= means.dropna()
-    return {name: round(float(100 * x), 1) for name, x in found.items()}
+    scores = {name: round(float(100 * x), 1) for name, x in found.items()}
+    length = sum(len(text.split()) for text in stories) / len(stories)
+    return scores | {"length": round(length, 1)}
 
 
 def tune(seeds: int, device: str) -> None:

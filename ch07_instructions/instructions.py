@@ -1,8 +1,8 @@
 """Chapter 7: Following instructions.
 
-You will teach a model to do what it is asked: write the story that you order, repeat a
-sentence, find an answer in a text, choose a label, and stop. Then you will measure how
-often it gets that right, and see where it fails.
+You will teach a model to do what it is asked: tell a story, repeat a sentence, find an
+answer in a text, choose a label, and stop. Then you will measure how often it gets that
+right, and see where it fails.
 
 Exported from instructions.ipynb and deeper.ipynb, which explain every line: change it
 there, then run `python -m tools.export`.

@@ -629,7 +629,7 @@ def follower() -> pn.Column:
         html(draw.empty("The answer will stand here.")),
     )
     running, sliders = Running(ask), Sliders(0.6, 0, 0.9)
-    trained = Trained(keep.FOLLOWER, "about ten minutes")
+    trained = Trained(keep.FOLLOWER, "about four minutes")
 
     async def answer() -> None:
         compute.required(order.value, "instruction")
