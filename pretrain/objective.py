@@ -84,16 +84,23 @@ class Objective(nn.Module):
         targets: torch.Tensor,
         stage: int | None = None,
         guided: bool = False,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """The mean loss; with `weights` (B, T) each token counts so often."""
         part = None if stage is None else self.parts[stage]
-        if part is None and not guided:
+        if part is None and not guided and weights is None:
             return calc_loss_batch(inputs, targets, self.gpt, inputs.device)
         rows, positions, correction = self.gpt.out_head.weight, targets, 0.0
         if part is not None:
             ids, positions = part.choose(targets)
             rows, correction = rows[ids], part.log_q[ids]  # (N, C), (N,)
         logits = self.gpt.features(inputs) @ rows.t() - correction  # (B, T, N)
-        loss = F.cross_entropy(logits.flatten(0, 1), positions.flatten())
+        loss = F.cross_entropy(
+            *(logits.flatten(0, 1), positions.flatten()),
+            reduction="mean" if weights is None else "none",
+        )
+        if weights is not None:
+            loss = (loss * weights.flatten()).mean()
         if guided:
             loss = loss + GUIDE_WEIGHT * self.guide.loss(inputs, rows, positions)
         return loss

@@ -38,6 +38,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from pretrain.asked import AskedWords
 from pretrain.checkpoints import Checkpoints, Log
 from pretrain.hardware import (
     Workers,
@@ -55,7 +56,7 @@ from pretrain.looks import Looks
 from pretrain.mixture import Mixture, as_batch
 from pretrain.objective import Objective, PartOfVocabulary
 from pretrain.optimizers import new_optimizer, set_rates
-from pretrain.prepare import TOKENIZER, TokenShards, open_sources
+from pretrain.prepare import TOKENIZER, TokenShards, open_sources, open_tokenizer
 from pretrain.settings import (
     ModelSettings,  # noqa: F401 (a notebook takes all that it needs from here)
     Settings,
@@ -115,6 +116,10 @@ class Pretraining:
         self.objective = self._distribute(objective)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.optimizer = new_optimizer(self.gpt, settings, dtype)
+        self.asked = None
+        if settings.asked_weight != 1:
+            tokenizer = open_tokenizer(settings.shards)
+            self.asked = AskedWords(tokenizer, settings.asked_weight)
         self.average = None
         if settings.average_half_life is not None:
             named = self.gpt.named_parameters()
@@ -212,18 +217,26 @@ class Pretraining:
 
     # One step
 
-    def micro_batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """This process's part of the next step's batch."""
+    def micro_batches(self) -> list[tuple[torch.Tensor, ...]]:
+        """This process's part of the next step's batch: inputs, targets, weights.
+
+        There are weights, how often each target counts, with `asked_weight` only.
+        """
         settings, workers = self.settings, self.workers
         number, stage, step = settings.stage(self.step)
         mixture = self.mixtures[number]
         share = stage.batch_size // workers.count
         start = step * stage.batch_size + workers.rank * share
         micro = settings.micro_batch(stage, workers.count)
-        return [
-            as_batch([mixture[i] for i in range(j, j + micro)], workers.device)
-            for j in range(start, start + share, micro)
-        ]
+        batches = []
+        for j in range(start, start + share, micro):
+            sequences = [mixture[i] for i in range(j, j + micro)]
+            batch = as_batch(sequences, workers.device)
+            if self.asked is not None:
+                weights = np.stack([self.asked.weights(ids) for ids in sequences])
+                batch += (torch.from_numpy(weights).to(workers.device),)
+            batches.append(batch)
+        return batches
 
     def train_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the next step; returns this process's mean loss and the gradient's norm.
@@ -238,10 +251,11 @@ class Pretraining:
         number, stage, _ = settings.stage(self.step)
         guided = self.step < settings.guided_steps
         batches, loss = self.micro_batches(), 0.0
-        for count, (inputs, targets) in enumerate(batches, start=1):
+        for count, (inputs, targets, *weights) in enumerate(batches, start=1):
             last = count == len(batches)
             with exchanging(self.objective, last), autocast(self.precision, device):
-                part = self.objective(inputs, targets, number, guided) / len(batches)
+                part = self.objective(inputs, targets, number, guided, *weights)
+                part = part / len(batches)
                 part.backward()
             loss += part.detach()
         norm = nn.utils.clip_grad_norm_(self.gpt.parameters(), settings.max_grad_norm)

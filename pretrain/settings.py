@@ -91,6 +91,8 @@ class Settings:
         square_half_life: the same for the mean of squared gradients and beta2
         average_half_life: the same for a running mean of the weights, which the model
             gets at the end; by default there is no such mean
+        asked_weight: how often the words that a request asks for count in the loss,
+            where the story after it first has them; see pretrain.asked
         guided_steps: steps at the beginning in which three heads are shown where to
             look for what came before; see ch05_pretraining.copying.Guide
         max_grad_norm: longer gradients are clipped to this length
@@ -129,6 +131,7 @@ class Settings:
     mean_half_life: float | None = None
     square_half_life: float | None = None
     average_half_life: float | None = None
+    asked_weight: float = 1.0
     guided_steps: int = 0
     max_grad_norm: float = 1.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -225,7 +228,7 @@ AT_LEAST = {
 }
 ABOVE_ZERO = (
     "learning_rate matrix_learning_rate max_grad_norm mean_half_life square_half_life "
-    "average_half_life"
+    "average_half_life asked_weight"
 )
 
 

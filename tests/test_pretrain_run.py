@@ -398,6 +398,7 @@ def test_missing_settings_and_unknown_ones_in_the_file_are_named(tmp_path, capsy
         ({"mean_half_life": 0.0}, "mean_half_life must be above 0, not 0.0"),
         ({"square_half_life": -1.0}, "square_half_life must be above 0, not -1.0"),
         ({"average_half_life": -1.0}, "average_half_life must be above 0, not -1.0"),
+        ({"asked_weight": 0.0}, "asked_weight must be above 0, not 0.0"),
         ({"decay_steps": 16}, "between 1 and the 20 - 5 steps .* not 16"),
         ({"decay_steps": 0}, "between 1 and the 20 - 5 steps .* not 0"),
         ({"guided_steps": 21}, "guided_steps must be at most max_steps 20, not 21"),

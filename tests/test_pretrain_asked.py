@@ -1,0 +1,112 @@
+"""Words that a request asks for count more often where the story first has them."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pretrain.asked import AskedWords
+from pretrain.hardware import Workers
+from pretrain.objective import Objective
+from pretrain.prepare import prepare_source
+from pretrain.run import Pretraining
+from pretrain.settings import ModelSettings, Settings
+from shared.ch02 import get_tokenizer
+from shared.ch04 import GPTModel
+from shared.ch05 import load_base_tokenizer
+from tests.models import TINY
+
+
+@pytest.fixture(scope="module", params=["own tokens", "GPT-2's"])
+def tokenizer(request):
+    return load_base_tokenizer() if request.param == "own tokens" else get_tokenizer()
+
+
+def heavier(tokenizer, text: str) -> list[str]:
+    """The parts of a text whose tokens count more, as text."""
+    ids = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
+    weights = AskedWords(tokenizer, 4.0).weights(np.array(ids))
+    assert weights.shape == (len(ids) - 1,) and set(weights) <= {1.0, 4.0}
+    pieces, before = [], 1.0
+    for token, weight in zip(ids[1:], weights, strict=True):
+        if weight == 4:
+            piece = tokenizer.decode([token])
+            if before == 4 and not piece.startswith(" "):
+                pieces[-1] += piece
+            else:
+                pieces.append(piece)
+        before = weight
+    return [piece.strip() for piece in pieces]
+
+
+ASK = "Write a story with the words kite, brave and climb.\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (ASK + "Tim climbed up. The kite, the kite! Climb!", ["climbed", "kite"]),
+        (ASK + "A bravely hidden kitten.", []),
+        ("Tim had a kite.", []),
+        (ASK + "A kite.<|endoftext|>Brave Ann can climb.", ["kite"]),
+        ("with the words kite and brave.\n\nA brave kite.", []),
+        (
+            "Tell a story about a little fox named Ben.\n\nBen, a fox, ran.",
+            ["Ben", "fox"],
+        ),
+        (ASK + "One kite.<|endoftext|>" + ASK + "Two kites.", ["kite", "kites"]),
+        (ASK, []),
+        (ASK + "A naïve 🐸 saw a kite", ["kite"]),
+        ("Write a story with the words run, run and run.\n\nHe ran.", ["ran"]),
+    ],
+)
+def test_the_first_time_of_each_word_counts_more(tokenizer, text, wanted):
+    assert heavier(tokenizer, text) == wanted
+
+
+def test_weights_are_how_often_a_token_counts():
+    """A token of weight 3 changes the loss as three tokens would, by their number."""
+    torch.manual_seed(0)
+    objective = Objective(GPTModel(TINY))
+    ids = torch.randint(0, TINY["vocab_size"], (2, 7))
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    weights = torch.ones(2, 6)
+    plain = objective(inputs, targets)
+    torch.testing.assert_close(objective(inputs, targets, weights=weights), plain)
+    weights[1, 2] = 3.0
+    logits = objective.gpt(inputs)[1, 2].double()
+    one = logits.logsumexp(0) - logits[targets[1, 2]]
+    heavier = objective(inputs, targets, weights=weights)
+    torch.testing.assert_close(heavier.double(), plain.double() + 2 * one / 12)
+
+
+def test_a_run_counts_the_words_of_its_own_texts(tmp_path):
+    """The weights of a batch fit its targets, and the loss of a step is by them."""
+    text = ASK + "Tim saw a kite. It was brave. It could climb and fly far away.\n"
+    source = tmp_path / "stories.txt"
+    source.write_text((text + "<|endoftext|>\n") * 20)
+    prepare_source(source, tmp_path / "shards", held_out=0)
+    model = {"vocab_size": 50257, "context_length": 32, "emb_dim": 8, "n_heads": 2}
+    usual = {"max_steps": 1, "batch_size": 4, "warmup_steps": 0, "device": "cpu"}
+    runs = [
+        Pretraining(
+            Settings(
+                **{"shards": tmp_path / "shards", "run_folder": tmp_path / "run"},
+                **{**usual, "asked_weight": weight, "precision": "fp32"},
+                model=ModelSettings(**model, n_layers=1),
+            ),
+            Workers(0, 1, torch.device("cpu")),
+        )
+        for weight in (1.0, 5.0)
+    ]
+    assert len(runs[0].micro_batches()[0]) == 2
+    ((inputs, targets, weights),) = runs[1].micro_batches()
+    heavy = {runs[1].asked.pieces[i] for i in targets[weights == 5]}
+    assert heavy == {" k", "ite", " brave", " climb"}
+    with torch.no_grad():
+        logits = runs[1].gpt(inputs)
+    each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    plain, heavier = (float(run.train_step()[0]) for run in runs)
+    assert plain == pytest.approx(float(each.mean()), rel=1e-5)
+    assert heavier == pytest.approx(float((each * weights.flatten()).mean()), rel=1e-5)
+    assert heavier > plain
