@@ -270,7 +270,7 @@ def train_on_responses(
 ) -> Iterator[float]:
     """Go through a loader once, a step for each batch; give the loss of each."""
     model.train()
-    # not tqdm(loader): some bars begin what they show twice, which moves its dice
+    # not tqdm(loader): some bars begin a loader twice, which changes its order
     with tqdm(total=len(loader), unit="step", leave=False) as bar:
         for inputs, targets in loader:
             optimizer.zero_grad()
