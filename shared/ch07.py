@@ -6,3 +6,9 @@ from ch07_instructions.judging import (  # noqa: F401
     judge_prompt,
     query_model,
 )
+from ch07_instructions.stories import (  # noqa: F401
+    fours_in,
+    has_ending,
+    repeated_fours,
+    uses_word,
+)
