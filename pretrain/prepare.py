@@ -27,7 +27,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -360,13 +360,15 @@ class TokenShards:
         folder: what `prepare_source` made.
         split: "train" or "held_out".
         window: T, tokens of input in a window; its targets are one token further on.
+        end: the token that ends a document. If it is given, every window begins where a
+            document does; otherwise windows follow each other.
 
     Raises:
         FileNotFoundError: if the folder has no `index.json`, or a shard is missing.
         ValueError: if the index is damaged, or a shard does not have the size in it.
     """
 
-    def __init__(self, folder: Path, split: str, window: int):
+    def __init__(self, folder: Path, split: str, window: int, end: int | None = None):
         self.folder, self.name, self.T = folder, folder.name, window
         path = folder / "index.json"
         if not path.is_file():
@@ -382,8 +384,8 @@ class TokenShards:
                 f"{path} is damaged ({error!r}); delete {folder} and prepare it again"
             ) from None
         self.shards = [self._open(shard) for shard in shards]
-        counts = [max(0, len(shard) - 1) // window for shard in self.shards]
-        self.ends = np.cumsum([0, *counts])
+        self.starts = [self._starts(shard, end) for shard in self.shards]
+        self.ends = np.cumsum([0, *map(len, self.starts)])
         self.tokens = sum(len(shard) for shard in self.shards)
 
     def _open(self, shard: dict) -> np.ndarray:
@@ -397,6 +399,14 @@ class TokenShards:
                 f"delete {self.folder} and prepare it again"
             )
         return np.memmap(path, TOKEN, "r") if size else np.empty(0, TOKEN)
+
+    def _starts(self, shard: np.ndarray, end: int | None) -> Sequence[int]:
+        """Where the windows of a shard begin."""
+        last = len(shard) - 1 - self.T  # a window that begins here is still whole
+        if end is None:
+            return range(0, last + 1, self.T)
+        starts = np.append(0, np.flatnonzero(shard == end) + 1)
+        return starts[starts <= last]
 
     def counts(self, vocab_size: int) -> np.ndarray:
         """How often each of `vocab_size` tokens occurs, (V,)."""
@@ -417,7 +427,7 @@ class TokenShards:
         if not 0 <= i < len(self):
             raise IndexError(f"{self.name} has {len(self)} windows, so none is {i}")
         shard = int(np.searchsorted(self.ends, i, side="right")) - 1
-        start = int(i - self.ends[shard]) * self.T
+        start = int(self.starts[shard][i - self.ends[shard]])
         ids = self.shards[shard][start : start + self.T + 1].astype(np.int64)
         if ids.max() >= self.vocab_size:
             where = start + int(ids.argmax())
@@ -429,8 +439,12 @@ class TokenShards:
         return ids
 
 
-def open_sources(folder: Path, split: str, window: int) -> dict[str, TokenShards]:
+def open_sources(
+    folder: Path, split: str, window: int, end: int | None = None
+) -> dict[str, TokenShards]:
     """The sources in a folder that `prepare` filled, in alphabetical order.
+
+    The other arguments are those of `TokenShards`.
 
     Raises:
         FileNotFoundError: if there is no source.
@@ -442,7 +456,7 @@ def open_sources(folder: Path, split: str, window: int) -> dict[str, TokenShards
             f"{folder} holds no sources; run `python -m pretrain.prepare "
             f"TEXTS --out {folder}`"
         )
-    sources = {name: TokenShards(folder / name, split, window) for name in names}
+    sources = {name: TokenShards(folder / name, split, window, end) for name in names}
     tokenizer = tokenizer_name(folder)
     for name, shards in sources.items():
         if shards.index.get("tokenizer", tokenizer) != tokenizer:

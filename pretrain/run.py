@@ -89,9 +89,12 @@ class Pretraining:
         check_settings(settings, workers.count)
         keep_freed_memory()
         self.settings, self.workers, self.step = settings, workers, 0
-        self.mixtures, parts = [], []
+        self.mixtures, parts, end = [], [], None
+        if settings.from_beginnings:
+            end = open_tokenizer(settings.shards).eot_token
         for number, stage in enumerate(settings.plan()):
-            sources = open_sources(settings.shards, "train", stage.context_length)
+            T = stage.context_length
+            sources = open_sources(settings.shards, "train", T, end)
             mixture = Mixture(sources, settings.repeats, settings.seed + number)
             self.mixtures.append(mixture)
             parts.append(self._part(stage, sources))

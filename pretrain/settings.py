@@ -91,6 +91,8 @@ class Settings:
         square_half_life: the same for the mean of squared gradients and beta2
         average_half_life: the same for a running mean of the weights, which the model
             gets at the end; by default there is no such mean
+        from_beginnings: whether each training sequence begins where a document does, as
+            the texts do that the model will be given; else sequences follow each other
         asked_weight: how often the words that a request asks for count in the loss,
             where the story after it first has them; see pretrain.asked
         guided_steps: steps at the beginning in which three heads are shown where to
@@ -131,6 +133,7 @@ class Settings:
     mean_half_life: float | None = None
     square_half_life: float | None = None
     average_half_life: float | None = None
+    from_beginnings: bool = False
     asked_weight: float = 1.0
     guided_steps: int = 0
     max_grad_norm: float = 1.0

@@ -110,3 +110,24 @@ def test_a_run_counts_the_words_of_its_own_texts(tmp_path):
     assert plain == pytest.approx(float(each.mean()), rel=1e-5)
     assert heavier == pytest.approx(float((each * weights.flatten()).mean()), rel=1e-5)
     assert heavier > plain
+
+
+def test_a_run_can_begin_each_sequence_with_a_document(tmp_path):
+    source = tmp_path / "texts.txt"
+    texts = [f"Text number {n} is about kites." + " Oh!" * n for n in range(60)]
+    source.write_text("".join(f"{text}\n<|endoftext|>\n" for text in texts))
+    prepare_source(source, tmp_path / "shards", held_out=0)
+    model = {"vocab_size": 50257, "context_length": 8, "emb_dim": 8, "n_heads": 2}
+    run = Pretraining(
+        Settings(
+            **{"shards": tmp_path / "shards", "run_folder": tmp_path / "run"},
+            **{"max_steps": 1, "batch_size": 16, "warmup_steps": 0, "device": "cpu"},
+            **{"precision": "fp32", "from_beginnings": True},
+            model=ModelSettings(**model, n_layers=1),
+        ),
+        Workers(0, 1, torch.device("cpu")),
+    )
+    ((inputs, _),) = run.micro_batches()
+    starts = [get_tokenizer().decode(row.tolist()) for row in inputs]
+    assert all(start.startswith("Text number") for start in starts)
+    assert len(set(starts)) == 16

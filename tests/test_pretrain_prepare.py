@@ -72,7 +72,7 @@ def encode(document):
 def source(tmp_path):
     """A function that writes hand-made shards and opens them."""
 
-    def make(*shards, window=4, vocab_size=64, split="train"):
+    def make(*shards, window=4, vocab_size=64, split="train", end=None):
         folder = tmp_path / "source"
         folder.mkdir()
         index = {"vocab_size": vocab_size, "train": [], "held_out": []}
@@ -81,7 +81,7 @@ def source(tmp_path):
             np.array(ids, "<u2").tofile(folder / file)
             index[split].append({"file": file, "tokens": len(ids)})
         (folder / "index.json").write_text(json.dumps(index))
-        return TokenShards(folder, split, window)
+        return TokenShards(folder, split, window, end)
 
     return make
 
@@ -403,6 +403,17 @@ def test_windows_follow_each_other_and_stay_in_their_shard(source):
     for i in (-1, 5):
         with pytest.raises(IndexError, match=f"source has 5 windows, so none is {i}"):
             shards[i]
+
+
+def test_windows_can_begin_where_documents_do(source):
+    END = 63
+    first = [1, 2, END, 3, 4, 5, 6, 7, END, 8, 9, 10, END]
+    shards = source(first, [11, 12, 13, 14, 15], [16, 17, END], [], end=END)
+    assert [shards[i].tolist() for i in range(len(shards))] == [
+        [1, 2, END, 3, 4],
+        [3, 4, 5, 6, 7],  # from 8 on there are too few
+        [11, 12, 13, 14, 15],
+    ]
 
 
 def test_windows_of_a_shard_beyond_two_billion_tokens(source, tmp_path):
