@@ -89,7 +89,7 @@ FILES = {
         ),
         DataFile(
             name="base/model.safetensors",
-            sha256="a6d5c7e984501260b55ac871ec1117d40f9be1044274993e23d263bf40792436",
+            sha256="b8ae10c3fc29671c8984fd47a3d8220de4b9ada0271525ba66d176dcdbd07f89",
             size=17103528,
             licence="CC BY-SA 4.0, trained for this course",
             repository="base/model.safetensors",
@@ -142,6 +142,20 @@ FILES = {
             size=132713,
             licence="CC BY-SA 4.0, trained for this course",
             repository="base/log-6.jsonl",
+        ),
+        DataFile(
+            name="base/log-7.jsonl",
+            sha256="721e7d25529568a177697c2245783d826df215146e75d7668a8547c434378318",
+            size=78549,
+            licence="CC BY-SA 4.0, trained for this course",
+            repository="base/log-7.jsonl",
+        ),
+        DataFile(
+            name="base/log-8.jsonl",
+            sha256="15f388add61ac711efd0046399deab1d3a646acd8b2781f39b3dc94fd95343d9",
+            size=34113,
+            licence="CC BY-SA 4.0, trained for this course",
+            repository="base/log-8.jsonl",
         ),
         DataFile(
             name="instructions",

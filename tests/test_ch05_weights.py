@@ -957,7 +957,7 @@ def log_of_run(run):
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("run", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("run", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_log_of_the_base_is_of_this_model(base, run):
     """In the first four runs it had GPT-2's tokens, and so a larger table."""
     log = log_of_run(run)
@@ -974,7 +974,7 @@ def test_log_of_the_base_is_of_this_model(base, run):
 
 
 def test_the_last_log_shows_how_the_base_learned_to_write():
-    log = log_of_run(6)
+    log = log_of_run(8)
     samples = [line for line in log if line["event"] == "sample"]
     prompts = log[0]["settings"]["prompts"]
     steps = [sample["step"] for sample in samples]

@@ -323,7 +323,7 @@ def test_the_course_s_own_settings_fit(path):
     check_settings(read_settings(["--config", str(path)]), 1)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_the_base_was_trained_with_the_settings_that_stand_there(number):
     path = ROOT / f"pretrain/configs/base-{number}.yaml"
     settings = asdict(read_settings(["--config", str(path)]))
