@@ -173,8 +173,8 @@ FILES = {
         ),
         DataFile(
             name="told",
-            sha256="67501c28f0ed693b507d015566211bea29c4b843bab199b12abedcdce4bc726d",
-            size=155702,
+            sha256="29e822796824eafd20135dcf0b87fb9518e47a789f476d34effad98afce59331",
+            size=161384,
             licence="CC BY-SA 4.0, written by the base model",
             repository="told.json",
         ),
