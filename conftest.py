@@ -21,6 +21,7 @@ os.environ.setdefault("TQDM_MININTERVAL", "10")
 
 # If two processes share the files, those that take longest start first.
 LONGEST_FIRST = [
+    "rewards.ipynb",
     *("instructions.ipynb", "training.ipynb", "pretraining.ipynb", "lora.ipynb"),
     *("classification.ipynb", "test_exercises.py", "test_pretrain_run.py"),
     "test_bad_days.py",

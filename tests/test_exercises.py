@@ -28,7 +28,7 @@ from shared.appendix_f import generate_fast, speculate
 from shared.ch02 import SPLIT_PATTERN, split_text
 from shared.ch04 import GPTModel, generate_text_simple
 from shared.ch05 import calc_loss_batch
-from shared.ch07 import format_answer, format_prompt
+from shared.ch07 import format_answer, format_prompt, uses_word
 from shared.exercises import NotYet, checked, close, number, tensor, yes_or_no
 from tools.export import ROOT
 
@@ -40,6 +40,7 @@ FOLDERS = [
     "ch06_classification",
     "ch07_instructions",
     "ch08_modern_models",
+    "ch09_rewards",
     "appendix_e_lora",
     "appendix_f_speed",
 ]
@@ -2156,6 +2157,177 @@ case(
             (change_at, says(dict.fromkeys(SURE(), "somewhere"))),
             "predict one of 'nowhere'",
         ),
+    ],
+)
+
+# Chapter 9
+
+
+def count_up(p, wanted):
+    if p <= 0:
+        raise ValueError("never")
+    n = 1
+    while 1 - (1 - p) ** n < wanted:
+        n += 1
+    return torch.tensor(n)
+
+
+def needed(p, wanted, rounded=math.ceil, change=0):
+    if p <= 0:
+        raise ValueError("never")
+    found = math.log(1 - wanted) / math.log(1 - p) if p < 1 else 1
+    return rounded(found) + change
+
+
+case(
+    "ch09",
+    "stories_needed",
+    [count_up, lambda p, wanted: float(needed(p, wanted))],
+    [
+        (lambda p, w: needed(p, w, rounded=float), "round up"),
+        (lambda p, w: math.ceil(w / p) if p else count_up(p, w), "do not add up"),
+        (lambda p, w: needed(p, w, change=1), "wanted 1 to reach 0.5, found 2"),
+        (lambda p, w: needed(p, w, rounded=math.floor), "wanted 2 to reach 0.51"),
+        (lambda p, w: needed(max(p, 1e-9), w), "raise a ValueError"),
+        (lambda p, w: needed(p, w) if p < 1 else 2, "one is enough"),
+        (lambda p, w: needed(p, w) if p else 1 / p, "raises ZeroDivisionError"),
+        (lambda p, w: "many", "a whole number, but returned 'many'"),
+    ],
+)
+
+
+def others_by_loop(rewards):
+    found = torch.zeros_like(rewards)
+    for i, row in enumerate(rewards):
+        for j in range(len(row)):
+            found[i, j] = row[j] - torch.cat([row[:j], row[j + 1 :]]).mean()
+    return found
+
+
+def spoils(rewards):
+    rewards -= rewards.mean()
+    return others_by_loop(rewards)
+
+
+case(
+    "ch09",
+    "leave_one_out",
+    [
+        others_by_loop,
+        lambda r: (r - r.mean(1, keepdim=True)) * r.shape[1] / (r.shape[1] - 1),
+    ],
+    [
+        (lambda r: r - r.mean(1, keepdim=True), "itself must not count"),
+        (lambda r: r - (r.sum() - r) / (r.numel() - 1), "in its row"),
+        (lambda r: -others_by_loop(r), r"wanted \[0.8"),
+        (lambda r: others_by_loop(r) / 2, "wanted"),
+        (lambda r: others_by_loop(r)[0], r"shape \(2, 4\), not \(4,\)"),
+        (lambda r: r.tolist(), "a tensor"),
+        (spoils, "changed its argument `rewards`"),
+    ],
+)
+
+
+def opinion(a, b, a0, b0, beta):
+    return torch.sigmoid(beta * ((a - a0) - (b - b0)))
+
+
+def opinion_by_exp(a, b, a0, b0, beta):
+    first, second = (beta * (a - a0)).exp(), (beta * (b - b0)).exp()
+    return first / (first + second)
+
+
+case(
+    "ch09",
+    "preferred",
+    [
+        opinion,
+        lambda a, b, a0, b0, beta: F.logsigmoid(beta * (a - a0 - b + b0)).exp(),
+        lambda a, b, a0, b0, beta: torch.stack(
+            [beta * (a - a0), beta * (b - b0)]
+        ).softmax(0)[0],
+    ],
+    [
+        (lambda a, b, a0, b0, beta: opinion(a, b, 0, 0, beta), "with the reference"),
+        (lambda a, b, a0, b0, beta: opinion(a, b, a0, b0, 1), "beta is missing"),
+        (lambda a, b, a0, b0, beta: opinion(b, a, b0, a0, beta), "the other text"),
+        (lambda a, b, a0, b0, beta: beta * (a - a0 - b + b0), "margins of 0.2"),
+        (opinion_by_exp, "exp overflows"),
+        (lambda a, b, a0, b0, beta: 0.5, "a tensor"),
+        (lambda a, b, a0, b0, beta: opinion(a, b, a0, b0, beta)[0], "shape"),
+    ],
+)
+
+
+def slope_by_drawing(theta, r, n, generator, baseline=torch.mean, sign=1):
+    pi = theta.softmax(0)
+    drawn = torch.multinomial(pi, n, replacement=True, generator=generator)
+    found = r[drawn] - (baseline(r[drawn]) if baseline else 0)
+    return sign * (found[:, None] * (F.one_hot(drawn, len(pi)) - pi)).mean(0)
+
+
+def drawn_by_autograd(theta, r, n, generator):
+    theta = theta.clone().requires_grad_()
+    drawn = torch.multinomial(theta.softmax(0), n, True, generator=generator)
+    gain = ((r[drawn] - r[drawn].mean()) * theta.log_softmax(0)[drawn]).mean()
+    return torch.autograd.grad(gain, theta)[0]
+
+
+def slope_exactly(theta, r, n, generator):
+    torch.rand(1, generator=generator)
+    pi = theta.softmax(0)
+    return pi * (r - (pi * r).sum())
+
+
+case(
+    "ch09",
+    "drawn_slope",
+    [slope_by_drawing, drawn_by_autograd],
+    [
+        (lambda *a: slope_by_drawing(*a, baseline=None), "noisy: subtract"),
+        (lambda *a: slope_by_drawing(*a, sign=-1), "the way down"),
+        (slope_exactly, "that is the exact slope"),
+        (lambda t, r, n, g: slope_by_drawing(t, r, n, None), "generator given"),
+        (lambda *a: 3 * slope_by_drawing(*a), "wanted about"),
+        (lambda *a: slope_by_drawing(*a).sum(), "shape"),
+        (lambda *a: [0.0] * 4, "a tensor"),
+    ],
+)
+
+
+def used(words, text, split=r"[.!?]", least=4, ordered_too=False, once=True):
+    found = []
+    for sentence in re.split(split, text):
+        said = sentence.split()
+        other = [x for x in said if not any(uses_word(w, x) for w in words)]
+        if len(said if ordered_too else other) >= least:
+            found += [word for word in words if uses_word(word, sentence)]
+    return len(set(found)) if once else len(found)
+
+
+def used_word_by_word(words, text):
+    """For each word, whether any good sentence has it; as a float."""
+
+    def good(sentence):
+        return sum(not any(uses_word(w, x) for w in words) for x in sentence.split())
+
+    parts = [x for x in re.split(r"[.!?]+", text) if good(x) > 3]
+    return float(sum(any(uses_word(w, x) for x in parts) for w in words))
+
+
+case(
+    "ch09",
+    "used_words",
+    [used_word_by_word, lambda w, t: torch.tensor(used(w, t))],
+    [
+        (lambda w, t: sum(uses_word(x, t) for x in w), "a list of the words"),
+        (lambda w, t: used(w, t, ordered_too=True), "do not count among the four"),
+        (lambda w, t: used(w, t, split=r"\n"), "the last sentence has two"),
+        (lambda w, t: used(w, t, once=False), "counts once"),
+        (lambda w, t: sum(x in t.split() for x in w) if t else 0, "wanted"),
+        (lambda w, t: used(w, t[: t.rfind(".") + 1]), "wanted 3"),
+        (lambda w, t: t.split()[99], "raises IndexError"),
+        (lambda w, t: {"kite"}, "a whole number"),
     ],
 )
 

@@ -774,6 +774,10 @@ CASES = [
         {"path": NO_FILE},
         fixed=("model",),
     ),
+    Case("fours_in", lambda: {"text": "a b c d e"}),
+    Case("repeated_fours", lambda: {"story": "a b c d a b c d"}),
+    Case("has_ending", lambda: {"story": "The end."}),
+    Case("uses_word", lambda: {"word": "kite", "story": "Two kites."}),
     Case("judge_prompt", lambda: {"entry": ENTRY, "answer": "A pear."}),
     Case(
         "query_model",

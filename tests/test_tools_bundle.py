@@ -45,6 +45,10 @@ cfg = dict(vocab_size=50, context_length=16, emb_dim=24, hidden_dim=64, n_layers
 cfg |= dict(n_heads=4, n_kv_heads=2, rope_base=1e4, norm_eps=1e-5)
 assert LlamaModel(cfg)(torch.tensor([[1, 2, 3]])).shape == (1, 3, 50)
 """,
+    "ch09": """
+assert group_advantages(torch.tensor([[1.0, 1.0], [0.5, 0.5]])).abs().sum() == 0
+assert draw_orders(2, seed=1) == draw_orders(2, seed=1)
+""",
     "appendix_a": """
 a = Value(3)
 (a * a).backward()

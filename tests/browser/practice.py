@@ -88,6 +88,13 @@ SLIPS = {
         "take_apart": ("lower + upper", "upper + lower"),
         "changed_logits": ("copy.deepcopy(model)", "model"),
     },
+    "ch09_rewards": {
+        "stories_needed": ("math.ceil(", "math.floor("),
+        "leave_one_out": ("(G - 1)", "G"),
+        "preferred": ("beta * (", "("),
+        "drawn_slope": ("(r - r.mean())", "r"),
+        "used_words": (">= 4", ">= 1"),
+    },
     "appendix_a_pytorch": {
         "one_hot": ("[..., None]", "[:, None]"),
         "strides": ("reversed(shape)", "shape"),

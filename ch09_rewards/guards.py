@@ -1,0 +1,93 @@
+"""What chapter 9 refuses, and in which words; imports nothing of the course."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+__all__ = ["check_beta", "check_drawing", "check_answers", "check_group"]
+__all__ += ["check_reference", "check_pairs", "check_rewards", "check_some"]
+
+
+def check_some(name: str, values: Sequence) -> None:
+    """Refuse an empty list of orders, stories or pairs."""
+    if len(values) == 0:
+        raise ValueError(f"{name} is empty; give at least one of them")
+
+
+def check_beta(beta: float, lowest: str = "above 0") -> None:
+    """Refuse a beta that is no number, or too low: "above 0", or "0 or more"."""
+    enough = beta > 0 if lowest == "above 0" else beta >= 0
+    if not (enough and math.isfinite(beta)):
+        reason = (
+            "at 0 all pairs have the same loss, below it the worse answer is learned"
+            if lowest == "above 0"
+            else "below 0 the model would be paid for leaving its reference"
+        )
+        raise ValueError(f"beta must be {lowest}, not {beta}: {reason}")
+
+
+def check_drawing(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float
+) -> None:
+    """Refuse to draw after nothing, nothing at all, or without a temperature."""
+    check_some("prompts", prompts)
+    empty = [i for i, ids in enumerate(prompts) if len(ids) == 0]
+    if empty:
+        raise ValueError(f"prompt {empty[0]} is empty; a model needs a token to go on")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(
+            f"temperature must be above 0, not {temperature}: without chance all "
+            "stories of an order would be the same"
+        )
+
+
+def check_answers(answers: Sequence[Sequence[int]]) -> None:
+    """Refuse answers without a token: nothing in them could be learned."""
+    check_some("answers", answers)
+    empty = [i for i, ids in enumerate(answers) if len(ids) == 0]
+    if empty:
+        raise ValueError(
+            f"answer {empty[0]} has no token, not even an end; leave it out"
+        )
+
+
+def check_rewards(rewards: torch.Tensor) -> None:
+    """Refuse rewards that are no numbers: they would spoil every parameter."""
+    if not torch.isfinite(rewards).all():
+        wrong = rewards[~torch.isfinite(rewards)][0].item()
+        raise ValueError(f"a reward is {wrong}; a rule must return a finite number")
+
+
+def check_group(rewards: torch.Tensor) -> None:
+    """Refuse rewards that are not of shape (orders, group), or a group of one."""
+    if rewards.dim() != 2 or rewards.shape[1] < 2:
+        raise ValueError(
+            f"rewards have the shape {tuple(rewards.shape)}; give one row for each "
+            "order, of two stories or more: one alone is compared with nothing"
+        )
+    check_rewards(rewards)
+
+
+def check_reference(model: nn.Module, reference: nn.Module) -> None:
+    """Refuse a reference that changes with the model, or could learn itself."""
+    learning = {p.data_ptr() for p in model.parameters() if p.requires_grad}
+    if learning & {p.data_ptr() for p in reference.parameters()}:
+        raise ValueError(
+            "the reference is the model itself, or has weights of it, and would change "
+            "with it; take frozen_copy(model) before the training begins"
+        )
+
+
+def check_pairs(texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+    """Refuse pairs of two equal answers, between which nobody can choose."""
+    check_some("pairs", texts)
+    for i, (chosen, rejected) in enumerate(texts):
+        if list(chosen) == list(rejected):
+            raise ValueError(
+                f"both answers of pair {i} are the same, so that neither is better; "
+                "leave it out"
+            )
