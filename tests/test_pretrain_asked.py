@@ -1,5 +1,7 @@
 """Words that a request asks for count more often where the story first has them."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,11 @@ from pretrain.objective import Objective
 from pretrain.prepare import prepare_source
 from pretrain.run import Pretraining
 from pretrain.settings import ModelSettings, Settings
+from pretrain.stories import Chance, Requests
 from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTModel
 from shared.ch05 import load_base_tokenizer
+from shared.ch09 import request
 from tests.models import TINY
 
 
@@ -62,6 +66,16 @@ ASK = "Write a story with the words kite, brave and climb.\n\n"
 )
 def test_the_first_time_of_each_word_counts_more(tokenizer, text, wanted):
     assert heavier(tokenizer, text) == wanted
+
+
+def test_the_wording_is_that_of_the_stories_and_of_chapter_9(tokenizer):
+    """Another wording would silently make no word count more."""
+    assert request(("kite", "brave", "climb")) == ASK
+    common = " ".join(map("".join, product("bdfgklmp", "aeiou", "nrstx", "aeiou")))
+    story = "Once, a fox named Ben saw a kite, a ladder and a puddle."
+    requests = Requests([*[f"{common} {common}"] * 5, *[story] * 6])
+    for line in (requests.words(story, Chance(1)), requests.hero(story, Chance(1))):
+        assert heavier(tokenizer, f"{line}\n\n{story}"), line
 
 
 def test_weights_are_how_often_a_token_counts():
