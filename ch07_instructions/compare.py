@@ -20,6 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ from shared.ch04 import GPTModel
 from shared.ch05 import load_base, load_base_tokenizer
 from shared.ch07 import finetune, generate_answers, load_instructions, split_entries
 from shared.data import FILES
-from shared.files import write_atomically
+from shared.files import extend_record, write_atomically
 
 RECORD = Path(__file__).with_name("three_seeds.json")
 TRIES = Path(__file__).with_name("tries.json")
@@ -250,17 +251,9 @@ def main() -> None:
     if options.tune:
         return tune(options.seeds, device)
     threads = f"{device}, {torch.get_num_threads()} threads"
-    record = {"made_of": made_of(), "device": threads, "runs": []}
-    if options.out.exists():
-        old = json.loads(options.out.read_text(encoding="utf-8"))
-        if old.get("made_of") == record["made_of"]:
-            record["runs"] = old["runs"]
-    done = {kept["seed"] for kept in record["runs"]}
-    for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
-        if seed not in done:
-            print(f"seed {seed}", flush=True)
-            record["runs"].append(run(seed, device))
-            write_atomically(options.out, json.dumps(record, indent=0) + "\n")
+    facts = {"made_of": made_of(), "device": threads}
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    record = extend_record(options.out, facts, seeds, partial(run, device=device))
     for kept in record["runs"]:
         test_entries = split_entries(load_instructions(), seed=kept["seed"])[2]
         scores = scores_of(test_entries, kept["finetuned"], kept["reworded"])

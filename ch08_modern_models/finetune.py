@@ -13,7 +13,6 @@ begin a new record.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -36,7 +35,7 @@ from shared.ch07 import (
 )
 from shared.ch08 import LlamaModel, SmolLM2Tokenizer, chat_ids, load_smollm2
 from shared.data import FILES
-from shared.files import write_atomically
+from shared.files import extend_record
 
 RECORD = Path(__file__).with_name("smollm2_answers.json")
 # Chosen beforehand: the rank of appendix E, a rate that is usual for LoRA, one epoch.
@@ -162,16 +161,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many splits")
     parser.add_argument("--out", type=Path, default=RECORD, help="the record to extend")
     options = parser.parse_args()
-    record = {"made_of": made_of(), "threads": torch.get_num_threads(), "runs": []}
-    if options.out.exists():
-        old = json.loads(options.out.read_text(encoding="utf-8"))
-        if old.get("made_of") == record["made_of"]:
-            record["runs"] = old["runs"]
-    done = {kept["seed"] for kept in record["runs"]}
-    for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
-        if seed not in done:
-            record["runs"].append(run(seed))
-            write_atomically(options.out, json.dumps(record, indent=0) + "\n")
+    facts = {"made_of": made_of(), "threads": torch.get_num_threads()}
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    record = extend_record(options.out, facts, seeds, run)
     for kept in record["runs"]:
         for name in ("before", "after"):
             scores = score_answers(kept["questions"], kept[name])

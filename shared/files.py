@@ -1,8 +1,9 @@
 """Write files so that no reader ever finds half of one."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,3 +48,24 @@ def copy_file(source: Path, path: Path) -> None:
     """Copy a file to `path` in one step."""
     with replacing(path) as draft:
         shutil.copyfile(source, draft)
+
+
+def extend_record(
+    path: Path, facts: Mapping, seeds: Iterable[int], run: Callable[[int], Mapping]
+) -> dict:
+    """A record of runs, one for each seed; each new one is written when it is done.
+
+    Runs of an earlier call are kept if their record was made of the same:
+    `facts["made_of"]` says of what. `run(seed)` gives a run, with its "seed".
+    """
+    record = {**facts, "runs": []}
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if old.get("made_of") == record["made_of"]:
+            record["runs"] = old["runs"]
+    done = {kept["seed"] for kept in record["runs"]}
+    for seed in seeds:
+        if seed not in done:
+            record["runs"].append(run(seed))
+            write_atomically(path, json.dumps(record, indent=0) + "\n")
+    return record

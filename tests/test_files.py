@@ -1,12 +1,13 @@
 """Files are replaced whole or not at all."""
 
 import contextlib
+import json
 import os
 import stat
 
 import pytest
 
-from shared.files import copy_file, replacing, write_atomically
+from shared.files import copy_file, extend_record, replacing, write_atomically
 
 
 def test_a_new_file_and_its_folder_are_made(tmp_path):
@@ -94,3 +95,22 @@ def test_what_is_no_file_is_refused_and_left_alone(tmp_path):
             write_atomically(path, "text")
     assert before == {path: path.lstat()[:2] for path in tmp_path.iterdir()}
     assert (folder / "mine").read_text() == "old"
+
+
+def test_a_record_keeps_its_runs_and_gets_those_that_are_missing(tmp_path):
+    path, asked = tmp_path / "record.json", []
+
+    def run(seed):
+        asked.append(seed)
+        if seed == 3:
+            raise KeyboardInterrupt
+        return {"seed": seed, "score": 10 * seed}
+
+    with contextlib.suppress(KeyboardInterrupt):
+        extend_record(path, {"made_of": "salt"}, [1, 2, 3], run)
+    record = extend_record(path, {"made_of": "salt"}, [2, 4], run)
+    assert asked == [1, 2, 3, 4]  # what was finished before Ctrl-C is not run again
+    assert [kept["score"] for kept in record["runs"]] == [10, 20, 40]
+    assert json.loads(path.read_text()) == record
+    fresh = extend_record(path, {"made_of": "sugar"}, [2], run)
+    assert fresh == {"made_of": "sugar", "runs": [{"seed": 2, "score": 20}]}
