@@ -44,7 +44,7 @@ RECORD = Path(__file__).with_name("three_seeds.json")
 TRIES = Path(__file__).with_name("tries.json")
 FIRST_SEED = 123
 STORY_TOKENS = 200  # the longest story that is asked for
-DRAWING = {"temperature": 0.6, "top_p": 0.9}  # of stories; the likeliest go in circles
+DRAWING = {"temperature": 0.8, "top_p": 0.9}  # of stories; colder ones go in circles
 Entries = Sequence[Mapping[str, str]]
 
 # How chapter 7 finetunes the base, here and in the notebook.
@@ -214,7 +214,7 @@ def tune(seeds: int, device: str) -> None:
     """
     train_entries, val_entries, _ = split_entries(load_instructions())
     known, tokenizer = train_entries + val_entries, load_base_tokenizer()
-    record = {"base": made_of()["base"], "entries": TRY_ENTRIES, "epochs": TRY_EPOCHS}
+    record = {"made_of": made_of(), "entries": TRY_ENTRIES, "epochs": TRY_EPOCHS}
     rows = []
     if TRIES.exists():
         old = json.loads(TRIES.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Scores of answers, what a model has to beat, and how sure a mean is.
 
-Section 7.10 of the notebook explains them; exact match and F1 are exported there.
+Section 7.6 of the notebook explains them; exact match and F1 are exported there.
 """
 
 import math

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from ch07_instructions.make_entries import SOURCE, read_kinds, story_entry
-from ch07_instructions.stories import score_stories
+from ch07_instructions.stories import fours_in, repeated_fours, score_stories
 from shared.ch04 import GPTModel
 from shared.ch05 import load_base, load_base_tokenizer
 from shared.ch07 import answer_together, format_prompt, load_instructions
@@ -32,9 +32,9 @@ from shared.files import write_atomically
 
 __all__ = ["tell", "worth", "orders"]
 
-TRIES = 8  # stories for each order
+TRIES = 16  # stories for each order
 TOGETHER = 8  # orders that are answered at once
-TEMPERATURE, TOP_P = 0.7, 0.9
+TEMPERATURE, TOP_P = 0.8, 0.9
 Entries = Sequence[Mapping[str, str]]
 LONGEST, SHORTEST = 180, 60  # tokens that a story may have, words that it should have
 
@@ -76,10 +76,13 @@ def worth(
 
     The words that were asked for count more than one name, an ending, no circles and
     `SHORTEST` words together. A story without a name can keep it no worse than another.
-    An untidy one is worth nothing.
+    A tenth of its runs of four words told twice is as bad as all of them. An untidy
+    story is worth nothing.
     """
     scores = score_stories([entry] * len(texts), texts, cut)
     scores = scores.drop(columns=["kind", "all_words"]).fillna(1.0)
+    again = [repeated_fours(text) / max(len(fours_in(text)), 1) for text in texts]
+    scores["no_repeats"] = [max(0.0, 1 - 10 * share) for share in again]
     scores["long"] = [float(len(text.split()) >= SHORTEST) for text in texts]
     scores["words"] *= 6
     tidy = [float(is_tidy(text)) for text in texts]

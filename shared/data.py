@@ -173,8 +173,8 @@ FILES = {
         ),
         DataFile(
             name="told",
-            sha256="29e822796824eafd20135dcf0b87fb9518e47a789f476d34effad98afce59331",
-            size=161384,
+            sha256="dae64f13a9fb2172771d682ede03c9100ea034b5fe34a881ccd815613c7a851c",
+            size=163713,
             licence="CC BY-SA 4.0, written by the base model",
             repository="told.json",
         ),
