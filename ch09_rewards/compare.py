@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -41,7 +42,7 @@ from shared.ch04 import GPTModel
 from shared.ch05 import load_base, load_base_tokenizer
 from shared.ch07 import fours_in, uses_word
 from shared.data import FILES, load_text
-from shared.files import write_atomically
+from shared.files import extend_record, write_atomically
 
 RECORD = Path(__file__).with_name("three_seeds.json")
 GAMED = Path(__file__).with_name("gamed.json")
@@ -289,16 +290,9 @@ def main(arguments: list[str] | None = None) -> None:
         text = json.dumps(gamed(device), indent=0)
         return write_atomically(GAMED, text + "\n")
     threads = f"{device}, {torch.get_num_threads()} threads"
-    record = {"made_of": made_of(), "device": threads, "runs": []}
-    if options.out.exists():
-        old = json.loads(options.out.read_text(encoding="utf-8"))
-        if old.get("made_of") == record["made_of"]:
-            record["runs"] = old["runs"]
-    done = {kept["seed"] for kept in record["runs"]}
-    for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
-        if seed not in done:
-            record["runs"].append(run(seed, device))
-            write_atomically(options.out, json.dumps(record, indent=0) + "\n")
+    made = {"made_of": made_of(), "device": threads}
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    record = extend_record(options.out, made, seeds, partial(run, device=device))
     print(facts(record))
     print(table(record, ["reward", "all words", "whole", "loss on tales"]).to_string())
 

@@ -34,7 +34,7 @@ def four_ways() -> Drawing:
         if i == 2:
             d.mark(drawn.cells[worst][0], "vermillion")
     advantages = group_advantages(torch.tensor([REWARDS]))[0]
-    column = [[value] for value in advantages.tolist()]
+    column = [[round(value, 1) + 0.0] for value in advantages.tolist()]  # no -0.0
     d.matrix(places[3].x + 102, 68, column, title="advantages", cell=25, digits=1)
     return d
 

@@ -2,14 +2,14 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ch09_rewards import compare, orders
+from ch09_rewards import compare, orders, pictures
 from ch09_rewards.orders import draw_orders
-from shared.ch04 import GPTModel
 from shared.ch09 import (
     LONGEST,
     Story,
@@ -584,5 +584,25 @@ def test_the_record_s_methods_drew_equally_much():
             assert scores["reward"] <= 1
 
 
-def test_a_tiny_gpt_is_one_of_ours(model):
-    assert isinstance(model, GPTModel)
+def test_the_command_keeps_the_seeds_that_it_has(tmp_path, monkeypatch, capsys):
+    begun = []
+
+    def run(seed, device):
+        begun.append(seed)
+        return {**compare.read_record()["runs"][0], "seed": seed}
+
+    monkeypatch.setattr(compare, "run", run)
+    out = tmp_path / "record.json"
+    compare.main(["--seeds", "1", "--out", str(out)])
+    compare.main(["--seeds", "2", "--out", str(out)])
+    assert begun == [123, 124]
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert [kept["seed"] for kept in record["runs"]] == begun
+    assert record["made_of"] == json.loads(json.dumps(compare.made_of()))
+    assert "2 seeds; " in capsys.readouterr().out
+
+
+def test_the_drawing_of_four_ways_has_no_minus_zero():
+    labels = re.findall(r">(-?\d\.\d)<", pictures.four_ways().svg)
+    assert len(labels) == 5 * len(pictures.REWARDS)
+    assert "0.0" in labels and "-0.0" not in labels
