@@ -1,6 +1,6 @@
 """Tell each story again with other names, and ask for it first.
 
-    python -m pretrain.stories tinystories.txt.xz --out texts --versions 8
+    python -m pretrain.stories tinystories-valid --out texts --versions 8
     python -m pretrain.prepare texts/stories-?.txt --held-out 0 --out shards
 
 A small model can learn to tell stories from a few million words, if it reads each story
@@ -10,6 +10,9 @@ the next name by looking back in the story.
 
 Half of the stories (`--asked`) begin with a line that asks for what follows ("Write a
 story with the words kite, brave and climb."). Chapter 7 asks in the same words.
+
+`tinystories-valid` has some 27,600 stories, `tinystories` a hundred times as many. Both
+are downloaded when they are first used. A file of your own will do as well.
 
 A few stories are held out: they go into a file of their own with the names that they
 have, and no version contains them. Curly quotation marks become plain ones everywhere.
@@ -29,6 +32,7 @@ from tqdm import tqdm
 
 from ch07_instructions.word_forms import word_forms
 from pretrain.prepare import read_documents
+from shared import data
 from shared.ch02 import END_OF_TEXT
 from shared.files import write_atomically
 
@@ -347,7 +351,8 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m pretrain.stories",
         description="Tell each story again with other names, and ask for it first.",
     )
-    parser.add_argument("path", type=Path, help="the stories (.txt or .txt.xz)")
+    text = "a file (.txt or .txt.xz), or a name of shared.data such as tinystories"
+    parser.add_argument("stories", help=text)
     parser.add_argument("--out", type=Path, required=True, help="folder of the texts")
     for name, default, text in (
         ("--versions", 8, "how often each story is told"),
@@ -359,7 +364,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--asked", type=float, default=0.5, metavar="SHARE", help=text)
     given = parser.parse_args(arguments)
     try:
-        write_versions(given.path, given.out, given.versions, given.seed, given.asked)
+        named = given.stories in data.FILES
+        path = data.get(given.stories) if named else Path(given.stories)
+        write_versions(path, given.out, given.versions, given.seed, given.asked)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -27,6 +27,11 @@ DOWNLOAD_TIMEOUT = 30  # seconds without an answer
 DOWNLOAD_ATTEMPTS = 3
 PIECE = 2**16  # bytes read at a time
 
+_TINYSTORIES = (  # one revision, so that the files stay those of the checksums
+    "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/"
+    "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64/"
+)
+
 
 class DataUnavailable(FileNotFoundError):
     """No source has an intact copy of the file; the message lists what was tried."""
@@ -256,6 +261,22 @@ FILES = {
             member="SMSSpamCollection",
         ),
         DataFile(
+            name="tinystories",
+            sha256="6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443",
+            size=2227753162,
+            licence="CDLA-Sharing-1.0 (Eldan and Li, 2023)",
+            mirror="tinystories/TinyStoriesV2-GPT4-train.txt",
+            url=_TINYSTORIES + "TinyStoriesV2-GPT4-train.txt",
+        ),
+        DataFile(
+            name="tinystories-valid",
+            sha256="6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d",
+            size=22502601,
+            licence="CDLA-Sharing-1.0 (Eldan and Li, 2023)",
+            mirror="tinystories/TinyStoriesV2-GPT4-valid.txt",
+            url=_TINYSTORIES + "TinyStoriesV2-GPT4-valid.txt",
+        ),
+        DataFile(
             name="smollm2",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             size=98362432,
@@ -435,7 +456,7 @@ def remedy(file: DataFile) -> str:
 def main() -> None:
     """Print the table of data files, and where each is on this machine."""
     for file in FILES.values():
-        print(f"{file.name:24} {file.size:>10,} bytes  {file.licence}")
+        print(f"{file.name:24} {file.size:>13,} bytes  {file.licence}")
         print(f"{'':24} {local_copy(file) or 'not on this machine yet'}")
 
 

@@ -3,6 +3,7 @@
 import doctest
 import hashlib
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,7 @@ from pretrain.stories import (
     split_stories,
     write_versions,
 )
+from shared import data
 
 SHA256 = "cf8fe3e5a4cb612af2231997673b12607baab167e08c181a99c79042acf2386b"
 SEEDS = range(40)
@@ -381,3 +383,20 @@ def test_an_old_version_stays_if_a_new_one_cannot_be_written(tmp_path, monkeypat
     with pytest.raises(OSError, match="No space left"):
         write_versions(path, tmp_path / "out", 1, seed=2)
     assert (tmp_path / "out/stories-1.txt").read_bytes() == before
+
+
+def test_stories_are_found_by_their_name(tmp_path, monkeypatch):
+    content = write(tmp_path / "mirrored.txt", SAMPLE).read_bytes()
+    row = data.FILES["tinystories-valid"]
+    digest = hashlib.sha256(content).hexdigest()
+    row = replace(row, sha256=digest, size=len(content), mirror="mirrored.txt")
+    monkeypatch.setitem(data.FILES, "tinystories-valid", row)
+    monkeypatch.setenv("LLM_COURSE_MIRROR", str(tmp_path))
+    monkeypatch.setenv("LLM_COURSE_DATA", str(tmp_path / "cache"))
+    arguments = ["--out", str(tmp_path / "out"), "--versions", "1"]
+    stories.main(["tinystories-valid", *arguments])
+    found = list(read_documents(tmp_path / "out/stories-1.txt"))
+    found += read_documents(tmp_path / "out/held-out-stories.txt")
+    assert len(found) == len(SAMPLE)
+    with pytest.raises(SystemExit, match="tinystories.* could not be found"):
+        stories.main(["tinystories", *arguments])
