@@ -16,11 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader
 
-from appendix_a_pytorch import exercise_checks as checks
 from appendix_a_pytorch import two_processes
 from appendix_a_pytorch.readiness_checks import QUESTIONS, Readiness
 from shared.appendix_a import Rings, Value, fit
-from shared.exercises import NotYet
 from tools.export import ROOT
 
 # Value
@@ -228,178 +226,6 @@ def test_two_processes_that_average_are_one_and_else_are_two():
     assert abs(apart[0] - apart[1]) > 0.01
 
 
-# The checks of the exercises
-
-
-def one_hot_by_rows(ids, V):
-    return torch.eye(V)[ids]
-
-
-def one_hot_by_writing(ids, V):
-    rows = torch.zeros(*ids.shape, V, dtype=torch.float64)
-    return rows.scatter(-1, ids.unsqueeze(-1), 1.0)
-
-
-def strides_by_product(shape):
-    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-
-
-def sigmoid_by_steps(x):
-    return 1 / (1 + (-x).exp())
-
-
-def sigmoid_by_tanh(x):
-    return ((x * 0.5).tanh() + 1) * 0.5
-
-
-def sigmoid_with(slope, parents=True):
-    def sigmoid(x):
-        s = 1 / (1 + math.exp(-x.data))
-        return Value(s, ((x, slope(s)),) if parents else ())
-
-    return sigmoid
-
-
-def epoch(clear=True, step=True, mean="examples", late=False):
-    def train_epoch(model, loader, optimizer):
-        losses = []
-        for x, y in loader:
-            if clear:
-                optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            if step:
-                optimizer.step()
-            losses.append((loss.item(), len(x)))
-        if late:
-            x, y = loader.dataset.tensors
-            return F.cross_entropy(model(x), y).item()
-        if mean == "batches":
-            return sum(loss for loss, _ in losses) / len(losses)
-        if mean == "sum":
-            return sum(loss * n for loss, n in losses)
-        return torch.tensor(sum(loss * n for loss, n in losses) / 10)
-
-    return train_epoch
-
-
-def epoch_by_hand(model, loader, optimizer):
-    total = 0.0
-    for x, y in loader:
-        loss = F.nll_loss(model(x).log_softmax(1), y, reduction="sum")
-        for p in model.parameters():
-            p.grad = None
-        (loss / y.shape[0]).backward()
-        optimizer.step()
-        total += loss.item()
-    return total / len(loader.dataset)
-
-
-def order(shuffled=True, in_order=False, activation=nn.Tanh, percent=1):
-    def order_matters(seed):
-        new, found = Rings(1000, seed=99), []
-        for shuffle in (shuffled, in_order):
-            torch.manual_seed(seed)
-            net = nn.Sequential(nn.Linear(2, 16), activation(), nn.Linear(16, 2))
-            own = torch.Generator().manual_seed(seed)
-            data = Rings(200, seed)
-            fit(net, DataLoader(data, 20, shuffle=shuffle, generator=own), epochs=10)
-            right = net(new.points).argmax(1) == new.classes
-            found.append(percent * right.float().mean())
-        return found
-
-    return order_matters
-
-
-def order_in_one_model(seed):
-    """The mistake of training the same model on."""
-    new, found = Rings(1000, seed=99), []
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
-    for shuffle in (True, False):
-        fit(net, DataLoader(Rings(200, seed), 20, shuffle=shuffle), epochs=10)
-        found.append((net(new.points).argmax(1) == new.classes).float().mean().item())
-    return found
-
-
-def guess():
-    return "no difference"
-
-
-RIGHT = [
-    (checks.one_hot, (one_hot_by_rows,)),
-    (checks.one_hot, (one_hot_by_writing,)),
-    (checks.strides, (strides_by_product,)),
-    (checks.strides, (lambda shape: torch.empty(shape).stride(),)),
-    (checks.sigmoid, (sigmoid_by_steps,)),
-    (checks.sigmoid, (sigmoid_by_tanh,)),
-    (checks.sigmoid, (sigmoid_with(lambda s: s * (1 - s)),)),
-    (checks.train_epoch, (epoch(),)),
-    (checks.train_epoch, (epoch_by_hand,)),
-    (checks.order_matters, (guess, order())),
-    (checks.order_matters, (lambda: "in order", lambda seed: tuple(order()(seed)))),
-]
-WRONG = [
-    (checks.one_hot, (lambda ids, V: one_hot_by_rows(ids, V).long(),), ".float()"),
-    (checks.one_hot, (lambda ids, V: one_hot_by_rows(ids, V).mT,), "shape (4, 6)"),
-    (
-        checks.one_hot,
-        (lambda ids, V: (ids[:, None] == torch.arange(V)).float(),),
-        "a new last axis",
-    ),
-    (
-        checks.one_hot,
-        (lambda ids, V: one_hot_by_rows((ids + 1) % V, V),),
-        "another column than its id",
-    ),
-    (checks.one_hot, (lambda ids, V: ids.tolist(),), "should return a tensor"),
-    (checks.strides, (lambda shape: strides_by_product(shape)[::-1],), "backward"),
-    (checks.strides, (lambda shape: shape,), "has strides (4, 1), not (3, 4)"),
-    (checks.strides, (lambda shape: shape[1:] + (1,),), "has strides"),
-    (checks.strides, (lambda shape: 1,), "as many whole numbers"),
-    (checks.strides, (lambda shape: shape[7],), "raises IndexError"),
-    (checks.sigmoid, (sigmoid_with(lambda s: s),), "s * (1 - s)"),
-    (checks.sigmoid, (sigmoid_with(None, parents=False),), "forgotten x"),
-    (checks.sigmoid, (lambda x: 1 / (1 + x.exp()),), "1 / (1 + exp(-x))"),
-    (checks.sigmoid, (lambda x: Value(sigmoid_by_steps(x).data),), "forgotten x"),
-    (checks.sigmoid, (lambda x: sigmoid_by_steps(x).data,), "should return a Value"),
-    (checks.sigmoid, (lambda x: 1 / (1 + math.exp(-x)),), "raises TypeError"),
-    (checks.train_epoch, (epoch(clear=False),), "weights are not those"),
-    (checks.train_epoch, (epoch(step=False),), "weights are not those"),
-    (checks.train_epoch, (epoch(mean="batches"),), "mean over batches"),
-    (checks.train_epoch, (epoch(mean="sum"),), "mean loss of the ten examples"),
-    (checks.train_epoch, (epoch(late=True),), "after the epoch"),
-    (checks.order_matters, (lambda: "maybe", order()), "predict one of"),
-    (checks.order_matters, (guess, order(shuffled=False)), "is shuffle=True there"),
-    (checks.order_matters, (guess, order(in_order=True)), "is too good"),
-    (checks.order_matters, (guess, order_in_one_model), "a fresh model"),
-    (checks.order_matters, (guess, order(activation=nn.Identity)), "a tanh between"),
-    (checks.order_matters, (guess, order(percent=100)), "between 0 and 1"),
-    (checks.order_matters, (guess, lambda seed: 0.9), "two accuracies"),
-]
-
-
-@pytest.mark.parametrize(("check", "answers"), RIGHT)
-def test_checks_accept_right_answers_in_any_style(check, answers, capsys):
-    check(*answers)
-    assert "Right" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("check", "answers", "message"), WRONG)
-def test_checks_say_what_is_wrong(check, answers, message):
-    with pytest.raises(NotYet) as refusal:
-        check(*answers)
-    assert message in str(refusal.value)
-
-
-@pytest.mark.parametrize("blank", [None, ...])
-@pytest.mark.parametrize("check", dict.fromkeys(check for check, _ in RIGHT))
-def test_checks_know_what_is_unanswered(check, blank):
-    answers = [lambda *_: blank] * (2 if check is checks.order_matters else 1)
-    with pytest.raises(NotYet, match="unanswered"):
-        check(*answers)
-
-
 # Step zero
 
 
@@ -501,10 +327,17 @@ def test_step_zero_counts_the_last_answer(capsys):
     assert (ROOT / "appendix_a_pytorch" / printed.split()[-1]).is_file()
 
 
+def cells_of(name):
+    path = ROOT / "appendix_a_pytorch" / f"{name}.ipynb"
+    return nbformat.read(path, as_version=4).cells
+
+
+def code_of_step_zero():
+    return [x.source for x in cells_of("readiness") if x.cell_type == "code"]
+
+
 def test_step_zero_unanswered_runs_without_an_error(capsys):
-    path = ROOT / "appendix_a_pytorch" / "readiness.ipynb"
-    cells = nbformat.read(path, as_version=4).cells
-    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    sources = code_of_step_zero()
     if "\n".join(sources).count("\n    ...") != len(QUESTIONS):
         pytest.skip("step zero has been answered here")
     names = {}
@@ -516,31 +349,25 @@ def test_step_zero_unanswered_runs_without_an_error(capsys):
 
 
 def test_step_zero_asks_each_question_once_in_order():
-    path = ROOT / "appendix_a_pytorch" / "readiness.ipynb"
-    cells = nbformat.read(path, as_version=4).cells
     calls = [
         node.args[0].value
-        for cell in cells
-        if cell.cell_type == "code"
-        for node in ast.walk(ast.parse(cell.source))
+        for source in code_of_step_zero()
+        for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "check"
     ]
     assert calls == list(QUESTIONS)
 
 
 def test_step_zero_s_folded_answers_are_right(capsys):
-    path = ROOT / "appendix_a_pytorch" / "readiness.ipynb"
-    cells = nbformat.read(path, as_version=4).cells
-    names = {}
-    exec(next(cell.source for cell in cells if cell.cell_type == "code"), names)
-    exec(re.search(r"```python\n(.*?)```", cells[-1].source, re.DOTALL)[1], names)
+    names, folded = {}, cells_of("readiness")[-1].source
+    exec(code_of_step_zero()[0], names)
+    exec(re.search(r"```python\n(.*?)```", folded, re.DOTALL)[1], names)
     names["check"].report()
     assert "10 of 10 are right." in capsys.readouterr().out
 
 
 def test_step_zero_names_sections_that_exist():
-    path = ROOT / "appendix_a_pytorch" / "pytorch.ipynb"
-    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+    text = "\n".join(cell.source for cell in cells_of("pytorch"))
     for question in QUESTIONS.values():
         for word in question.read.replace(",", "").split():
             assert not word.startswith("A.") or f"## {word} " in text

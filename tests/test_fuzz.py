@@ -1,16 +1,18 @@
 """Every public function of chapters 2 to 7, called with what it should not get.
 
-A row of the table below has valid arguments, values that are wrong, and what is true of
-any result. A wrong value must raise an error that names it. Anything else, whatever its
-type, may raise too, but what is returned must be right, and must not take for ever.
+Two tables say which values are right and wrong for an argument of some name, a third
+what else there is to say of each function. A wrong value must raise an error that names
+it. Anything else, whatever its type, may raise too, but what is returned must be right,
+and must not take for ever.
 """
 
 import contextlib
+import inspect
 import io
 import math
 import signal
+import types
 from collections import Counter
-from dataclasses import dataclass, field
 from functools import cache
 
 import models
@@ -75,6 +77,7 @@ TABLE = pd.DataFrame(
     }
 )
 CONFIG = {**models.TINY, "n_layers": 1, "qkv_bias": True}
+TRAINING = {"text": "hug pug hugs", "vocab_size": 260}
 
 
 @cache
@@ -102,14 +105,14 @@ def classifier():
 @cache
 def trained_bpe():
     tokenizer = ch02.BPETokenizer()
-    tokenizer.train("hug pug hugs", 260)
+    tokenizer.train(**TRAINING)
     return tokenizer
 
 
 @cache
 def simple_bpe():
     tokenizer = ch02.BPETokenizerSimple()
-    tokenizer.train("hug pug hugs", 260)
+    tokenizer.train(**TRAINING)
     return tokenizer
 
 
@@ -117,14 +120,24 @@ def windows():
     return DataLoader([(row[:-1], row[1:]) for row in IDS], batch_size=2)
 
 
+def heads():
+    return ch03.MultiHeadAttention(4, 6, 5, 0.0, 2)
+
+
+def messages():
+    return ch06.SpamDataset(TABLE, LETTERS, pad_token_id=0)
+
+
 def spam_loader():
-    return ch06.create_spam_loader(
-        ch06.SpamDataset(TABLE, LETTERS, pad_token_id=0), batch_size=4
-    )
+    return ch06.create_spam_loader(messages(), batch_size=4)
 
 
 def answers_data():
     return ch07.InstructionDataset(ENTRIES[:2], LETTERS, True, "chat")
+
+
+def loader_of(dataset):
+    return ch07.create_instruction_loader(dataset, 2)
 
 
 def sgd(model):
@@ -132,10 +145,6 @@ def sgd(model):
 
 
 # --- What is true of results ----------------------------------------------------------
-
-
-def anything(result, arguments):
-    return True
 
 
 def sums_to_1(probs, arguments):
@@ -167,73 +176,89 @@ def parts_of(name):
     return lambda parts, arguments: sum(map(len, parts)) == len(arguments[name])
 
 
-def answers(result, arguments):
-    """An answer for each entry; of this model, none is empty."""
-    return len(result) == len(arguments["entries"]) and all(result)
+# --- The table ------------------------------------------------------------------------
 
-
-@dataclass
-class Case:
-    """A public function, how to call it rightly, and how wrongly.
-
-    Attributes:
-        name: of the function, or of a class and its method.
-        valid: makes arguments that are right, by name.
-        wrong: strategies of wrong values, by argument.
-        check: what is true of a result, given it and the arguments.
-        fixed: arguments that only the caller's own program is to blame for.
-        receiver: makes the object whose method it is.
-    """
-
-    name: str
-    valid: object
-    wrong: dict = field(default_factory=dict)
-    check: object = anything
-    fixed: tuple = ()
-    receiver: object = None
-
-    def call(self, arguments):
-        if self.receiver is not None:
-            target = getattr(self.receiver(), self.name.split(".")[1])
-        else:
-            target = next(
-                getattr(c, self.name) for c in CHAPTERS if hasattr(c, self.name)
-            )
-        return target(**arguments)
-
-
-def attention(**changes):
-    return {"d_in": 4, "d_out": 6, "context_length": 5, "dropout": 0.0, **changes}
-
-
-def loss_arguments():
-    return {
-        "input_batch": IDS,
-        "target_batch": IDS,
-        "model": gpt(),
-        "device": "cpu",
-    }
-
-
-def generation(**more):
-    return {
-        **{"model": gpt(), "idx": IDS, "max_new_tokens": 2, "context_size": 8},
-        **more,
-    }
-
-
-GENERATION_WRONG = {
-    "idx": NO_IDS | UNKNOWN_IDS,
-    "max_new_tokens": NEGATIVE,
-    "context_size": BELOW_1 | st.just(17),
+# A right value for an argument of this name; a function makes one anew for each call.
+VALID = {
+    **{"text": TEXT, "txt": TEXT, "tokenizer": LETTERS, "ids": [0, 1], "path": ""},
+    **{"d_in": 4, "d_out": 6, "context_length": 5, "num_heads": 2, "qkv_bias": True},
+    **{"dropout": 0.0, "x": torch.ones(1, 2, 4), "emb_dim": 4, "cfg": CONFIG},
+    **{"model": gpt, "gpt": fresh, "classifier": classifier, "device": "cpu"},
+    **{"idx": IDS, "max_new_tokens": 2, "context_size": 8, "in_idx": IDS},
+    **{"input_batch": IDS, "target_batch": IDS, "inputs": IDS, "token_ids": IDS[:1]},
+    **{"data_loader": windows, "train_loader": windows, "val_loader": windows},
+    **{"num_batches": 1, "num_epochs": 1, "eval_freq": 1, "eval_iter": 1},
+    **{"optimizer": lambda: sgd(gpt()), "start_context": "a", "batch_size": 2},
+    **{"logits": torch.eye(2, V), "temperature": 0.7, "top_k": 5, "top_p": 0.9},
+    **{"params": {}, "settings": CONFIG, "folder": "", "max_length": 3, "stride": 3},
+    **{"train_fraction": 0.8, "val_fraction": 0.1, "source_ids": [2, 3]},
+    **{"train_frac": 0.6, "validation_frac": 0.2, "fractions": (0.5, 0.5), "seed": 1},
+    **{"df": TABLE, "csv_file": TABLE, "pad_token_id": 0, "lengths": [3, 1, 2]},
+    **{"pool": 8, "num_classes": 2, "part": "head", "num_steps": 3, "threshold": 0.5},
+    **{"texts": ["a", "bc"], "parts": [TABLE] * 3, "shuffle": False},
+    **{"entry": ENTRY, "entries": ENTRIES[:2], "style": "chat", "kind": ""},
+    **{"data": ENTRIES, "output": "A pear.", "answer": "A b", "reference": "a"},
+    **{"train_entries": ENTRIES[:2], "val_entries": ENTRIES[:2], "word": "kite"},
+    **{"learning_rate": 1e-3, "batch": [[1, 2], [3]], "allowed_max_length": 2},
+    **{"story": "Two kites flew a b c d and a b c d. The end.", "attempts": 1},
 }
-SAMPLING_WRONG = {
+SHARES = ("dropout", "threshold", "train_fraction", "val_fraction", "train_frac")
+COUNTS = ("batch_size", "stride", "max_length", "num_heads", "num_batches", "pool")
+COUNTS += ("num_epochs", "eval_freq", "eval_iter", "num_steps", "allowed_max_length")
+# Values that are wrong for an argument of this name.
+WRONG = {
+    **dict.fromkeys((*SHARES, "validation_frac"), NO_SHARE),
+    **dict.fromkeys(COUNTS, BELOW_1),
+    **dict.fromkeys(("path", "folder"), NO_FILE),
+    **{"idx": NO_IDS | UNKNOWN_IDS, "input_batch": UNKNOWN_IDS},
+    **{"max_new_tokens": NEGATIVE, "context_size": BELOW_1 | st.just(17)},
+    "x": st.sampled_from([torch.ones(2, 4), torch.ones(1, 6, 4)]),
     "temperature": st.sampled_from([-1.0, INF, NAN]),
     "top_k": BELOW_1 | st.just(V + 1),
     "top_p": st.sampled_from([0.0, -0.1, 1.01, NAN]),
+    "style": st.sampled_from(["", "Chat", "llama"]),
+    "num_classes": st.integers(-3, 1),
+    "part": st.sampled_from(["", "last", "HEAD"]),
 }
-MODEL_ONLY = ("model", "tokenizer", "optimizer", "generator", "device")
-LOADERS = ("data_loader", "train_loader", "val_loader", "loader", "dataset")
+# Arguments that only the caller's own program is to blame for.
+FIXED = {"model", "tokenizer", "optimizer", "device", "gpt", "classifier", "logits"}
+FIXED |= {"attention", "ask", "attempts", "models_dir", "dataset"}
+NOT = st.nothing()  # no value of this argument is wrong
+
+
+class Case:
+    """A public function, how to call it rightly, and how wrongly.
+
+    Args:
+        name: of the function, or of a class and its method.
+        check: what is true of a result, given it and the arguments.
+        wrong: strategies of wrong values, by argument, besides those of `WRONG`.
+        fixed: arguments that get no other values, besides those of `FIXED`.
+        of: makes the object whose method it is.
+        values: right values, besides those of `VALID`; `...` leaves an argument out.
+    """
+
+    def __init__(self, name, check=None, /, wrong=(), fixed=(), of=None, **values):
+        self.name, self.check = name, check or (lambda result, arguments: True)
+        owner, _, method = name.partition(".")
+        self.function = next(getattr(c, owner) for c in CHAPTERS if hasattr(c, owner))
+        described = getattr(self.function, method) if method else self.function
+        self.of, self.method = of, method
+        known = {**VALID, **values}
+        names = [n for n in inspect.signature(described).parameters if n in known]
+        self.values = {n: known[n] for n in names if known[n] is not ...}
+        wrong = {**WRONG, **dict(wrong)}
+        self.wrong = {n: wrong[n] for n in self.values if wrong.get(n, NOT) is not NOT}
+        self.fixed = {*FIXED, *fixed}
+
+    def valid(self):
+        """Arguments that are right, by name."""
+        makers = types.FunctionType | type(gpt)
+        return {n: v() if isinstance(v, makers) else v for n, v in self.values.items()}
+
+    def call(self, arguments):
+        function = getattr(self.of(), self.method) if self.of else self.function
+        return function(**arguments)
 
 
 def changed(key, *values):
@@ -241,562 +266,281 @@ def changed(key, *values):
     return st.sampled_from([{**CONFIG, key: value} for value in values])
 
 
-WRONG_CONFIG = (
-    changed("n_heads", 0, 5, -1)
-    | changed("drop_rate", 1.0, -0.1, NAN)
-    | changed("emb_dim", 0, -24)
-    | changed("n_layers", 0)
-)
+WRONG_BLOCK = changed("n_heads", 0, 5) | changed("drop_rate", 1.0, -0.1, NAN)
+WRONG_CONFIG = WRONG_BLOCK | changed("emb_dim", 0, -24) | changed("n_layers", 0)
+LOADERS = ("data_loader", "train_loader", "val_loader", "loader")
+NO_TOKENS = st.lists(NEGATIVE | st.just(999), min_size=1, max_size=3)
+SPAM = {
+    **{"model": classifier, "optimizer": lambda: sgd(classifier())},
+    **dict.fromkeys(("train_loader", "val_loader", "data_loader"), spam_loader),
+    **{"pad_token_id": 0, "target_batch": torch.tensor([0, 1])},
+}
+EMPTY = {"data_loader": st.just([])}
+NO_LIMIT = {"allowed_max_length": None, "wrong": {"allowed_max_length": NOT}}
+NO_ENTRY = st.sampled_from([{}, {"instruction": " "}])
 
 CASES = [
     # Chapter 2
-    Case("split_text", lambda: {"text": TEXT}),
-    Case("build_vocabulary", lambda: {"tokens": ["a", "b"], "special_tokens": ["c"]}),
+    Case("split_text"),
+    Case("build_vocabulary", tokens=["a", "b"], special_tokens=["c"]),
     Case(
         "SimpleTokenizerV1.encode",
-        lambda: {"text": "It was"},
-        {"text": st.sampled_from(["It rained", "zebra"])},
-        receiver=lambda: ch02.SimpleTokenizerV1(VOCAB),
+        wrong={"text": st.sampled_from(["It rained", "zebra"])},
+        of=lambda: ch02.SimpleTokenizerV1(VOCAB),
     ),
     Case(
         "SimpleTokenizerV1.decode",
-        lambda: {"ids": [0, 1]},
-        {"ids": st.lists(NEGATIVE | st.just(999), min_size=1, max_size=3)},
-        receiver=lambda: ch02.SimpleTokenizerV1(VOCAB),
+        wrong={"ids": NO_TOKENS},
+        of=lambda: ch02.SimpleTokenizerV1(VOCAB),
     ),
     Case(
         "SimpleTokenizerV2",
-        lambda: {"vocab": VOCAB},
-        {"vocab": st.sampled_from([{}, {"a": 0}])},
+        wrong={"vocab": st.sampled_from([{}, {"a": 0}])},
+        vocab=VOCAB,
     ),
     Case(
         "SimpleTokenizerV2.encode",
-        lambda: {"text": "It rained"},
-        receiver=lambda: ch02.SimpleTokenizerV2(VOCAB),
-        check=lambda ids, _: all(0 <= i < len(VOCAB) for i in ids),
+        lambda ids, _: all(0 <= i < len(VOCAB) for i in ids),
+        of=lambda: ch02.SimpleTokenizerV2(VOCAB),
+        text="It rained",
     ),
     Case(
         "GPTDatasetV1",
-        lambda: {"txt": TEXT, "tokenizer": LETTERS, "max_length": 4, "stride": 3},
-        {"max_length": BELOW_1 | st.just(len(TEXT)), "stride": BELOW_1},
         lambda d, a: all(
             torch.equal(x[1:], y[:-1]) and len(x) == a["max_length"] for x, y in d
         ),
-        ("tokenizer",),
+        {"max_length": BELOW_1 | st.just(len(TEXT))},
     ),
     Case(
         "create_dataloader_v1",
-        lambda: {"txt": TEXT, "batch_size": 2, "max_length": 4, "stride": 3},
-        {
-            "batch_size": BELOW_1 | st.just(999),
-            "max_length": BELOW_1 | st.just(999),
-            "stride": BELOW_1,
-        },
         batches,
+        dict.fromkeys(("batch_size", "max_length"), BELOW_1 | st.just(999)),
+        shuffle=...,
     ),
-    Case(
-        "BPETokenizerSimple.train",
-        lambda: {"text": "hug pug hugs", "vocab_size": 260},
-        receiver=ch02.BPETokenizerSimple,
-    ),
+    Case("BPETokenizerSimple.train", of=ch02.BPETokenizerSimple, **TRAINING),
     Case(
         "BPETokenizerSimple.encode",
-        lambda: {"text": "a hug"},
-        check=lambda ids, a: simple_bpe().decode(ids) == a["text"],
-        receiver=simple_bpe,
+        lambda ids, a: simple_bpe().decode(ids) == a["text"],
+        of=simple_bpe,
     ),
-    Case("BPETokenizerSimple.decode", lambda: {"ids": [1, 2]}, receiver=simple_bpe),
+    Case("BPETokenizerSimple.decode", of=simple_bpe),
     Case(
         "BPETokenizer.train",
-        lambda: {"text": "hug pug hugs", "vocab_size": 260},
-        {"vocab_size": st.integers(-3, 256) | st.just(9999), "text": st.just("")},
-        receiver=ch02.BPETokenizer,
+        wrong={
+            "vocab_size": st.integers(-3, 256) | st.just(9999),
+            "text": st.just(""),
+        },
+        of=ch02.BPETokenizer,
+        **TRAINING,
     ),
     Case(
         "BPETokenizer.encode",
-        lambda: {"text": "a hug", "allowed_special": set()},
-        {"text": st.sampled_from(["a<|endoftext|>b", "a\ud800"])},
         lambda ids, a: trained_bpe().decode(ids) == a["text"],
-        receiver=trained_bpe,
+        {"text": st.sampled_from(["a<|endoftext|>b", "a\ud800"])},
+        of=trained_bpe,
+        allowed_special=set(),
     ),
-    Case(
-        "BPETokenizer.decode",
-        lambda: {"ids": [1, 2]},
-        {"ids": st.lists(NEGATIVE | st.just(999), min_size=1, max_size=3)},
-        receiver=trained_bpe,
-    ),
-    Case(
-        "BPETokenizer.load",
-        lambda: {"path": ""},
-        {"path": NO_FILE},
-        receiver=trained_bpe,
-    ),
+    Case("BPETokenizer.decode", wrong={"ids": NO_TOKENS}, of=trained_bpe),
+    Case("BPETokenizer.load", of=trained_bpe),
     # Chapter 3
-    Case("SelfAttention_v1", lambda: {"d_in": 3, "d_out": 2}),
-    Case("SelfAttention_v2", lambda: {"d_in": 3, "d_out": 2, "qkv_bias": True}),
-    Case("CausalAttention", attention, {"dropout": NO_SHARE | st.just(1.0)}),
-    Case(
-        "MultiHeadAttentionWrapper",
-        lambda: attention(num_heads=2),
-        {"dropout": NO_SHARE, "num_heads": BELOW_1},
-    ),
+    Case("SelfAttention_v1"),
+    Case("SelfAttention_v2"),
+    Case("CausalAttention", wrong={"dropout": NO_SHARE | st.just(1.0)}),
+    Case("MultiHeadAttentionWrapper"),
     Case(
         "MultiHeadAttention",
-        lambda: attention(num_heads=2),
-        {"dropout": NO_SHARE, "num_heads": BELOW_1 | st.sampled_from([4, 5, 7])},
         lambda layer, _: layer.num_heads * layer.head_dim == layer.d_out,
+        {"num_heads": BELOW_1 | st.sampled_from([4, 5, 7])},
     ),
-    Case(
-        "MultiHeadAttention.forward",
-        lambda: {"x": torch.ones(1, 2, 4)},
-        {
-            "x": st.sampled_from(
-                [torch.ones(2, 4), torch.ones(1, 2, 3), torch.ones(1, 6, 4)]
-            )
-        },
-        receiver=lambda: ch03.MultiHeadAttention(**attention(num_heads=2)),
-    ),
-    Case("KVCache", lambda: {"max_length": 3}, {"max_length": BELOW_1}),
-    Case(
-        "attention_weights",
-        lambda: {
-            "attention": ch03.MultiHeadAttention(**attention(num_heads=2)),
-            "x": torch.ones(1, 2, 4),
-        },
-        {"x": st.sampled_from([torch.ones(2, 4), torch.ones(1, 6, 4)])},
-        fixed=("attention",),
-    ),
+    Case("MultiHeadAttention.forward", of=heads),
+    Case("KVCache"),
+    Case("attention_weights", attention=heads),
     # Chapter 4
-    Case("LayerNorm", lambda: {"emb_dim": 4}),
-    Case("GELU", dict),
-    Case("FeedForward", lambda: {"cfg": CONFIG}),
-    Case(
-        "TransformerBlock",
-        lambda: {"cfg": CONFIG},
-        {"cfg": changed("n_heads", 0, 5) | changed("drop_rate", 1.0, NAN)},
-    ),
-    Case("GPTModel", lambda: {"cfg": CONFIG}, {"cfg": WRONG_CONFIG}),
-    Case("check_config", lambda: {"cfg": CONFIG}, {"cfg": WRONG_CONFIG}),
-    Case(
-        "check_prompt",
-        generation,
-        {**GENERATION_WRONG, "idx": NO_IDS},
-        fixed=MODEL_ONLY,
-    ),
+    Case("LayerNorm"),
+    Case("GELU"),
+    Case("FeedForward"),
+    Case("TransformerBlock", wrong={"cfg": WRONG_BLOCK}),
+    Case("GPTModel", wrong={"cfg": WRONG_CONFIG}),
+    Case("check_config", wrong={"cfg": WRONG_CONFIG}),
+    Case("check_prompt", wrong={"idx": NO_IDS}),
     Case(
         "GPTModel.forward",
-        lambda: {"in_idx": IDS},
-        {"in_idx": NO_IDS | UNKNOWN_IDS | st.just(torch.ones(1, 17).long())},
-        receiver=gpt,
+        wrong={"in_idx": NO_IDS | UNKNOWN_IDS | st.just(torch.ones(1, 17).long())},
+        of=gpt,
     ),
-    Case(
-        "GPTModel.new_cache",
-        lambda: {"max_length": 3},
-        {"max_length": BELOW_1 | st.just(17)},
-        receiver=gpt,
-    ),
-    Case(
-        "next_token_logits",
-        lambda: {"model": gpt(), "idx": IDS, "context_size": 8},
-        {key: GENERATION_WRONG[key] for key in ("idx", "context_size")},
-        fixed=MODEL_ONLY,
-    ),
-    Case("generate_text_simple", generation, GENERATION_WRONG, continues, MODEL_ONLY),
+    Case("GPTModel.new_cache", wrong={"max_length": BELOW_1 | st.just(17)}, of=gpt),
+    Case("next_token_logits"),
+    Case("generate_text_simple", continues),
     # Chapter 5
-    Case(
-        "text_to_token_ids", lambda: {"text": TEXT, "tokenizer": ch02.get_tokenizer()}
-    ),
+    Case("text_to_token_ids", tokenizer=ch02.get_tokenizer),
     Case(
         "token_ids_to_text",
-        lambda: {"token_ids": IDS[:1], "tokenizer": ch02.get_tokenizer()},
-        {"token_ids": st.just(IDS)},
-        fixed=("tokenizer",),
+        wrong={"token_ids": st.just(IDS)},
+        tokenizer=ch02.get_tokenizer,
     ),
     Case(
         "calc_loss_batch",
-        loss_arguments,
+        finite,
         {"input_batch": NO_IDS | UNKNOWN_IDS, "target_batch": UNKNOWN_IDS},
-        finite,
-        MODEL_ONLY,
     ),
-    Case(
-        "train_val_test_split",
-        lambda: {"text": TEXT, "train_fraction": 0.8, "val_fraction": 0.1},
-        {"train_fraction": NO_SHARE, "val_fraction": NO_SHARE},
-        lambda parts, a: "".join(parts) == a["text"],
-    ),
-    Case("evaluating", lambda: {"model": gpt()}),
-    Case("in_order", lambda: {"loader": windows()}),
-    Case(
-        "calc_loss_loader",
-        lambda: {
-            **{"data_loader": windows(), "model": gpt(), "device": "cpu"},
-            "num_batches": 1,
-        },
-        {"num_batches": BELOW_1, "data_loader": st.just([])},
-        finite,
-        MODEL_ONLY,
-    ),
+    Case("train_val_test_split", lambda parts, a: "".join(parts) == a["text"]),
+    Case("evaluating"),
+    Case("in_order", loader=windows),
+    Case("calc_loss_loader", finite, EMPTY),
     Case(
         "evaluate_model",
-        lambda: {
-            **{"model": gpt(), "train_loader": windows(), "val_loader": windows()},
-            **{"device": "cpu", "eval_iter": 1},
-        },
-        {"eval_iter": BELOW_1, "val_loader": st.just([])},
         lambda found, _: all(map(math.isfinite, found)),
-        MODEL_ONLY,
+        {"val_loader": st.just([])},
     ),
-    Case(
-        "generate_and_print_sample",
-        lambda: {
-            **{"model": gpt(), "tokenizer": LETTERS, "device": "cpu"},
-            "start_context": "a lamp",
-        },
-        fixed=MODEL_ONLY,
-    ),
-    Case(
-        "train_model_simple",
-        lambda: {
-            **{"model": gpt(), "train_loader": windows(), "val_loader": windows()},
-            **{"optimizer": sgd(gpt()), "device": "cpu", "num_epochs": 1},
-            **{"eval_freq": 1, "eval_iter": 1, "start_context": "a"},
-            "tokenizer": LETTERS,
-        },
-        {"num_epochs": BELOW_1, "eval_freq": BELOW_1, "eval_iter": BELOW_1},
-        curves,
-        MODEL_ONLY + LOADERS,
-    ),
-    Case("longest_verbatim_run", lambda: {"ids": [1, 2], "source_ids": [2, 3]}),
-    Case(
-        "next_token_probabilities",
-        lambda: {
-            "logits": torch.eye(2, V),
-            "temperature": 0.7,
-            "top_k": 5,
-            "top_p": 0.9,
-        },
-        SAMPLING_WRONG,
-        sums_to_1,
-        ("logits",),
-    ),
-    Case(
-        "generate",
-        lambda: generation(temperature=0.7, top_k=5, top_p=0.9, eos_id=None),
-        GENERATION_WRONG | SAMPLING_WRONG,
-        continues,
-        MODEL_ONLY,
-    ),
-    Case("TensorFile", lambda: {"path": ""}, {"path": NO_FILE}),
-    Case("read_checkpoint", lambda: {"path": ""}, {"path": NO_FILE}),
-    Case("load_checkpoint", lambda: {"path": "", "model": gpt()}, {"path": NO_FILE}),
-    Case("model_from_checkpoint", lambda: {"path": ""}, {"path": NO_FILE}),
-    Case("read_gpt2_folder", lambda: {"folder": ""}, {"folder": NO_FILE}),
+    Case("generate_and_print_sample"),
+    Case("train_model_simple", curves, fixed=LOADERS),
+    Case("longest_verbatim_run"),
+    Case("next_token_probabilities", sums_to_1),
+    Case("generate", continues, eos_id=None),
+    Case("TensorFile"),
+    Case("read_checkpoint"),
+    Case("load_checkpoint", optimizer=...),
+    Case("model_from_checkpoint"),
+    Case("read_gpt2_folder"),
     Case(
         "load_weights_into_gpt",
-        lambda: {"gpt": fresh(), "params": {}},
-        {"params": st.sampled_from([{}, {"wte.weight": torch.ones(2, 2)}])},
-        fixed=("gpt",),
+        wrong={"params": st.sampled_from([{}, {"wte.weight": torch.ones(2, 2)}])},
     ),
-    Case(
-        "build_pretrained",
-        lambda: {"settings": CONFIG, "params": {}},
-        {"settings": WRONG_CONFIG},
-    ),
+    Case("build_pretrained", wrong={"settings": WRONG_CONFIG}),
     Case(
         "download_and_load_gpt2",
-        lambda: {"model_size": "125M", "models_dir": "no/such/folder"},
-        {"model_size": st.sampled_from(["125M", "", "gpt2"])},
-        fixed=("models_dir",),
+        wrong={"model_size": st.sampled_from(["125M", "", "gpt2"])},
+        model_size="125M",
+        models_dir="no/such/folder",
     ),
     # Chapter 6
-    Case("message_key", lambda: {"text": "Call me 4 now!"}),
+    Case("message_key"),
     Case(
         "remove_duplicates",
-        lambda: {"df": TABLE},
-        {"df": st.sampled_from([TABLE[["Text"]], TABLE[:0]])},
+        wrong={"df": st.sampled_from([TABLE[["Text"]], TABLE[:0]])},
     ),
     Case(
         "create_balanced_dataset",
-        lambda: {"df": TABLE, "seed": 1},
-        {"df": st.sampled_from([TABLE[:1], TABLE[:0]]), "seed": NEGATIVE},
         lambda df, _: df["Label"].value_counts().nunique() == 1,
+        {"df": st.sampled_from([TABLE[:1], TABLE[:0]]), "seed": NEGATIVE},
     ),
-    Case(
-        "random_split",
-        lambda: {"df": TABLE, "train_frac": 0.6, "validation_frac": 0.2, "seed": 1},
-        {"train_frac": NO_SHARE, "validation_frac": NO_SHARE},
-        parts_of("df"),
-    ),
-    Case(
-        "encode_message",
-        lambda: {"text": "a", "tokenizer": LETTERS, "max_length": 3, "pad_token_id": 0},
-        {"max_length": BELOW_1},
-        lambda ids, _: len(ids) > 0,
-        ("tokenizer",),
-    ),
+    Case("random_split", parts_of("df")),
+    Case("encode_message", lambda ids, _: len(ids) > 0, text="a"),
     Case(
         "SpamDataset",
-        lambda: {"csv_file": TABLE, "tokenizer": LETTERS, "max_length": 3},
-        {"csv_file": NO_FILE | st.just(TABLE[:1]), "max_length": BELOW_1},
         lambda d, _: len(d) == len(d.labels) > 0,
-        ("tokenizer",),
+        {"csv_file": NO_FILE | st.just(TABLE[:1])},
     ),
     Case(
         "LengthGroupedSampler",
-        lambda: {"lengths": [3, 1, 2], "batch_size": 2, "pool": 8},
-        {"batch_size": BELOW_1, "pool": BELOW_1},
         lambda s, a: sorted(sum(s, [])) == list(range(len(a["lengths"]))),
     ),
-    Case("last_real_position", lambda: {"ids": IDS, "pad_token_id": 0}),
-    Case(
-        "create_spam_loader",
-        lambda: {
-            "dataset": ch06.SpamDataset(TABLE, LETTERS, pad_token_id=0),
-            **{"batch_size": 4, "shuffle": False},
-        },
-        {"batch_size": BELOW_1},
-        batches,
-        LOADERS,
-    ),
-    Case(
-        "GPTClassifier",
-        lambda: {"gpt": fresh(), "num_classes": 2, "pad_token_id": 0},
-        {"num_classes": st.integers(-3, 1)},
-        fixed=("gpt",),
-    ),
-    Case(
-        "class_logits",
-        lambda: {"model": classifier(), "inputs": IDS, "device": "cpu"},
-        {"inputs": UNKNOWN_IDS | st.just(IDS[0])},
-        fixed=MODEL_ONLY,
-    ),
-    Case(
-        "calc_classification_loss",
-        lambda: {
-            **{"input_batch": IDS, "target_batch": torch.tensor([0, 1])},
-            **{"model": classifier(), "device": "cpu"},
-        },
-        {"input_batch": UNKNOWN_IDS},
-        finite,
-        MODEL_ONLY,
-    ),
-    *(
-        Case(
-            name,
-            lambda: {
-                **{"data_loader": spam_loader(), "model": classifier()},
-                **{"device": "cpu", "num_batches": 1},
-            },
-            {"num_batches": BELOW_1, "data_loader": st.just([])},
-            check,
-            MODEL_ONLY,
-        )
-        for name, check in (
-            ("evaluate_classifier", lambda found, _: a_share(found[1], None)),
-            ("calc_accuracy_loader", a_share),
-        )
-    ),
-    Case(
-        "frozen_features",
-        lambda: {
-            "classifier": classifier(),
-            **{"data_loader": spam_loader(), "device": "cpu"},
-        },
-        fixed=("classifier", "device"),
-    ),
-    Case(
-        "train_classifier_simple",
-        lambda: {
-            **{"model": classifier(), "train_loader": spam_loader()},
-            **{"val_loader": spam_loader(), "optimizer": sgd(classifier())},
-            **{"device": "cpu", "num_epochs": 1, "eval_freq": 1, "eval_iter": 1},
-        },
-        {"num_epochs": BELOW_1, "eval_freq": BELOW_1, "eval_iter": BELOW_1},
-        curves,
-        MODEL_ONLY + LOADERS,
-    ),
-    Case(
-        "set_trainable",
-        lambda: {"classifier": classifier(), "part": "head"},
-        {"part": st.sampled_from(["", "last", "HEAD"])},
-        lambda n, _: n > 0,
-        ("classifier",),
-    ),
-    Case(
-        "let_rate_fall",
-        lambda: {"optimizer": sgd(fresh()), "num_steps": 3},
-        {"num_steps": BELOW_1},
-        fixed=("optimizer",),
-    ),
+    Case("last_real_position", ids=IDS),
+    Case("create_spam_loader", batches, dataset=messages),
+    Case("GPTClassifier"),
+    Case("class_logits", wrong={"inputs": UNKNOWN_IDS | st.just(IDS[0])}, **SPAM),
+    Case("calc_classification_loss", finite, **SPAM),
+    Case("evaluate_classifier", lambda r, a: a_share(r[1], a), EMPTY, **SPAM),
+    Case("calc_accuracy_loader", a_share, EMPTY, **SPAM),
+    Case("frozen_features", **SPAM),
+    Case("train_classifier_simple", curves, fixed=LOADERS, **SPAM),
+    Case("set_trainable", lambda n, _: n > 0),
+    Case("let_rate_fall", optimizer=lambda: sgd(fresh())),
     Case(
         "spam_probabilities",
-        lambda: {
-            **{"texts": ["a", "bc"], "model": classifier(), "tokenizer": LETTERS},
-            **{"device": "cpu", "max_length": 3, "pad_token_id": 0, "batch_size": 2},
-        },
-        {"max_length": BELOW_1, "batch_size": BELOW_1},
         lambda p, a: len(p) == len(a["texts"]) and all(0 <= x <= 1 for x in p),
-        MODEL_ONLY,
+        **SPAM,
     ),
-    Case(
-        "classify_review",
-        lambda: {
-            **{"text": "a", "model": classifier(), "tokenizer": LETTERS},
-            **{"device": "cpu", "max_length": 3, "pad_token_id": 0, "threshold": 0.5},
-        },
-        {"max_length": BELOW_1, "threshold": NO_SHARE},
-        lambda found, _: found in ("spam", "not spam"),
-        MODEL_ONLY,
-    ),
-    Case("load_classifier", lambda: {"path": ""}, {"path": NO_FILE}),
-    Case(
-        "load_sms", lambda: {"name": "sms-spam"}, {"name": st.sampled_from(["", "sms"])}
-    ),
-    Case(
-        "create_loaders",
-        lambda: {"parts": [TABLE] * 3, "batch_size": 4, "tokenizer": LETTERS},
-        {"batch_size": BELOW_1},
-        lambda loaders, a: len(loaders) == len(a["parts"]),
-        ("tokenizer",),
-    ),
+    Case("classify_review", lambda r, _: r in ("spam", "not spam"), **SPAM, text="a"),
+    Case("load_classifier"),
+    Case("load_sms", wrong={"name": st.sampled_from(["", "sms"])}, name="sms-spam"),
+    Case("create_loaders", lambda loaders, a: len(loaders) == len(a["parts"])),
     # Chapter 7
     Case(
         "load_instructions",
-        lambda: {"name": "instructions"},
-        {"name": st.sampled_from(["", "instruction"])},
+        wrong={"name": st.sampled_from(["", "instruction"])},
+        name="instructions",
     ),
     Case(
         "split_entries",
-        lambda: {"entries": ENTRIES, "fractions": (0.5, 0.5), "seed": 1},
+        parts_of("entries"),
         {
             "fractions": st.sampled_from([(0.5, 0.6), (1.5, -0.5), (NAN, 0.5), (0.5,)]),
             "entries": st.just([ENTRY, ENTRY]),
         },
-        parts_of("entries"),
+        entries=ENTRIES,
     ),
-    Case(
-        "format_input",
-        lambda: {"entry": ENTRY},
-        {"entry": st.sampled_from([{}, {"instruction": " "}])},
-    ),
-    Case(
-        "format_prompt",
-        lambda: {"entry": ENTRY, "style": "chat"},
-        {
-            "entry": st.sampled_from([{}, {"instruction": " "}]),
-            "style": st.sampled_from(["", "Chat", "llama"]),
-        },
-    ),
-    Case("format_answer", lambda: {"output": "A pear.", "style": "chat"}),
+    Case("format_input", wrong={"entry": NO_ENTRY}),
+    Case("format_prompt", wrong={"entry": NO_ENTRY}),
+    Case("format_answer", wrong={"style": NOT}),
     Case(
         "InstructionDataset",
-        lambda: {"data": ENTRIES, "tokenizer": LETTERS, "style": "chat"},
-        {
-            "data": st.sampled_from([[{}], [ENTRY, {**ENTRY, "output": ""}]]),
-            "style": st.sampled_from(["", "llama"]),
-        },
         lambda d, a: len(d) == len(a["data"]),
-        ("tokenizer",),
+        {"data": st.sampled_from([[{}], [ENTRY, {**ENTRY, "output": ""}]])},
     ),
     Case(
         "custom_collate_fn",
-        lambda: {"batch": [[1, 2], [3]], "allowed_max_length": 2, "device": "cpu"},
-        {"batch": st.sampled_from([[], [[]]]), "allowed_max_length": BELOW_1},
         lambda pair, _: pair[0].shape == pair[1].shape,
+        {"batch": st.sampled_from([[], [[]]])},
+        fixed=("pad_token_id",),
     ),
     Case(
         "calc_response_loss",
-        loss_arguments,
-        {
-            "input_batch": UNKNOWN_IDS,
-            "target_batch": st.just(torch.full((2, 3), -100)),
-        },
         finite,
-        MODEL_ONLY,
+        {"target_batch": st.just(torch.full((2, 3), -100))},
     ),
-    Case(
-        "create_instruction_loader",
-        lambda: {"dataset": answers_data(), "batch_size": 2, "shuffle": True},
-        {"batch_size": BELOW_1},
-        batches,
-        LOADERS,
-    ),
+    Case("create_instruction_loader", batches, dataset=answers_data, **NO_LIMIT),
     Case(
         "evaluate_responses",
-        lambda: {
-            "model": speaker(),
-            "loader": ch07.create_instruction_loader(answers_data(), 2),
-            "device": "cpu",
-        },
-        {},
         finite,
-        MODEL_ONLY + LOADERS,
+        fixed=LOADERS,
+        model=speaker,
+        loader=lambda: loader_of(answers_data()),
     ),
     Case(
         "finetune",
-        lambda: {
-            **{"model": speaker(), "train_entries": ENTRIES[:2], "tokenizer": LETTERS},
-            **{"val_entries": ENTRIES[:2], "style": "chat", "learning_rate": 1e-3},
-            **{"batch_size": 2, "num_epochs": 1, "seed": 1},
-        },
+        lambda found, _: len(found[1]) > 1,
         {
             "train_entries": st.sampled_from([[], [{}]]),
             "val_entries": st.just([]),
-            "style": st.sampled_from(["", "llama"]),
             "learning_rate": st.sampled_from([-1.0, NAN]),
-            "batch_size": BELOW_1,
-            "num_epochs": BELOW_1,
         },
-        lambda found, _: len(found[1]) > 1,
-        MODEL_ONLY,
+        model=speaker,
     ),
     Case(
         "generate_answers",
-        lambda: {
-            **{"model": gpt(64), "entries": ENTRIES[:2], "tokenizer": LETTERS},
-            **{"max_new_tokens": 2, "style": "chat", "batch_size": 2},
-        },
-        {
-            "max_new_tokens": BELOW_1 | st.just(64),
-            "style": st.sampled_from(["", "llama"]),
-            "batch_size": BELOW_1,
-        },
-        answers,
-        MODEL_ONLY,
+        lambda found, a: len(found) == len(a["entries"]) and all(found),
+        {"max_new_tokens": BELOW_1 | st.just(64)},
+        model=lambda: gpt(64),
     ),
-    Case("normalise", lambda: {"text": "It's 6,000.", "kind": ""}),
-    Case("exact_match", lambda: {"answer": "A.", "reference": "a", "kind": ""}),
-    Case("token_f1", lambda: {"answer": "A b", "reference": "a"}, {}, a_share),
-    Case(
-        "load_instructed",
-        lambda: {"path": "", "model": gpt()},
-        {"path": NO_FILE},
-        fixed=("model",),
-    ),
-    Case("fours_in", lambda: {"text": "a b c d e"}),
-    Case("repeated_fours", lambda: {"story": "a b c d a b c d"}),
-    Case("has_ending", lambda: {"story": "The end."}),
-    Case("uses_word", lambda: {"word": "kite", "story": "Two kites."}),
-    Case("judge_prompt", lambda: {"entry": ENTRY, "answer": "A pear."}),
+    Case("normalise", text="It's 6,000."),
+    Case("exact_match"),
+    Case("token_f1", a_share),
+    Case("load_instructed"),
+    Case("fours_in"),
+    Case("repeated_fours"),
+    Case("has_ending"),
+    Case("uses_word"),
+    Case("judge_prompt"),
     Case(
         "query_model",
-        lambda: {"prompt": "a", "url": "http://127.0.0.1:9", "attempts": 1},
-        {"url": st.sampled_from(["http://127.0.0.1:9", "127.0.0.1:9/x"])},
-        fixed=("attempts",),
+        wrong={"url": st.sampled_from(["http://127.0.0.1:9", "127.0.0.1:9/x"])},
+        model=...,
+        prompt="a",
+        url="http://127.0.0.1:9",
     ),
     Case(
         "generate_model_scores",
-        lambda: {
-            "json_data": [{**ENTRY, "model_response": "A pear."}],
-            **{"json_key": "model_response", "ask": lambda prompt: "70"},
-        },
+        lambda scores, a: len(scores) == len(a["json_data"]),
         {
             "json_data": st.just([{"instruction": "a"}]),
             "json_key": st.sampled_from(["", "answer"]),
         },
-        lambda scores, a: len(scores) == len(a["json_data"]),
-        ("ask",),
+        model=...,
+        path=...,
+        json_data=[{**ENTRY, "model_response": "A pear."}],
+        json_key="model_response",
+        ask=lambda: lambda prompt: "70",
     ),
 ]
 NOT_CALLED = {
