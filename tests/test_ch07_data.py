@@ -340,108 +340,95 @@ def test_half_of_the_stories_are_asked_for_as_the_base_knows_it(entries):
         assert known == (len(mine) + 1) // 2, kind
 
 
-# Family copy: the answer stands in the question or follows from it
-
-
-def rows_of(kinds, *names):
-    """The rows of kinds; `test_the_same_is_asked...` holds the entries to them."""
-    found = [(kinds[name], row) for name in names for row in kinds[name].rows]
-    assert len(found) >= 60
-    return found
-
-
-def test_repeated_sentences_are_the_same(kinds):
-    for _, row in rows_of(kinds, "repeat"):
-        assert row["answer"] == row["text"], row
-
-
-def test_answers_from_a_text_stand_in_it(kinds):
-    forms = {"reading": "It was ", "lookup": "It is "}
-    for kind, row in rows_of(kinds, *forms):
-        assert row["answer"].startswith(forms[kind.name]), row
-        answer = row["answer"].removeprefix(forms[kind.name])[:-1]
-        assert answer.lower() in f"{row['text']} {row['question']}".lower(), row
-
-
-def test_what_is_extracted_stands_there_once(kinds):
-    for _, row in rows_of(kinds, "extract"):
-        sort, answer = re.fullmatch(r"([\w ]+): (.+)\.", row["answer"]).groups()
-        assert sort.lower() == row["sort"], row
-        assert len(re.findall(rf"\b{answer}\b", row["text"])) == 1, row
-
-
-def test_yes_and_no_are_right_once_for_each_sentence(kinds):
-    answers = defaultdict(list)
-    for _, row in rows_of(kinds, "yes_no"):
-        answers[row["text"]].append(row["answer"])
-    for text, given in answers.items():
-        assert sorted(given) == ["No.", "Yes."], text
-
-
-def test_next_words_are_next(kinds):
-    for _, row in rows_of(kinds, "next_word"):
-        line = re.findall(r"\w+", row["text"])
-        assert line.count(row["word"]) == 1, row
-        step = {"after": 1, "before": -1}[row["side"]]
-        answer = line[line.index(row["word"]) + step]
-        assert line.count(answer) == 1, row
-        assert row["answer"] == f"The word is {answer}.", row
-
+# The answers that a program can compute, each from the row of its task
 
 NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen "
     "fourteen fifteen sixteen seventeen eighteen nineteen twenty"
 ).split()
+IRREGULAR = dict(
+    pair.split(":")
+    for pair in """man:men woman:women child:children foot:feet tooth:teeth mouse:mice
+    goose:geese potato:potatoes tomato:tomatoes""".split()
+)
+ASKED = {"where": "place", "when": "time", "what": "time", "why": "reason"}
+ASKED |= {"how": "number", "who": "person", "whose": "person", "whom": "person"}
 
 
-def test_lists_are_counted_reversed_and_read_correctly(kinds):
-    for kind, row in rows_of(kinds, "count", "reverse", "pick_from_list"):
-        line = row["text"].split(", ")
-        assert len(set(line)) == len(line) and all(map(str.isalpha, line)), row
-        if kind.name == "count":
-            wanted = f"The list has {NUMBER_WORDS[len(line)]} words."
-        elif kind.name == "reverse":
-            wanted = f"In reverse order: {', '.join(line[::-1])}."
-        else:
-            place = {"first": 0, "second": 1, "third": 2, "last": -1}[row["place"]]
-            wanted = f"The {row['place']} word is {line[place]}."
-        assert row["answer"] == wanted, row
+def items(row):
+    return row["text"].split(", ")
 
 
-def test_words_are_put_in_and_exchanged_as_asked(kinds):
-    for _, row in rows_of(kinds, "fill_in"):
-        assert row["text"].count("___") == 1, row
-        assert row["answer"] == row["text"].replace("___", row["word"]), row
-    for _, row in rows_of(kinds, "replace"):
-        pattern = rf"\b{row['old']}\b"
-        assert len(re.findall(pattern, row["text"])) == 1, row
-        assert row["answer"] == re.sub(pattern, row["new"], row["text"]), row
-    for _, row in rows_of(kinds, "swap"):
-        other = {row["one"]: row["other"], row["other"]: row["one"]}
-        assert set(other) <= set(re.findall(r"\w+", row["text"])), row
-        swapped = [other.get(word, word) for word in re.split(r"\b", row["text"])]
-        assert row["answer"] == "".join(swapped), row
+def next_word(row):
+    line = re.findall(r"\w+", row["text"])
+    answer = line[line.index(row["word"]) + {"after": 1, "before": -1}[row["side"]]]
+    assert line.count(row["word"]) == line.count(answer) == 1, row
+    return f"The word is {answer}."
 
 
-def test_sentences_are_joined_negated_and_asked_as_told(kinds):
-    for _, row in rows_of(kinds, "join"):
-        one, other = row["text"].split(". ")
-        comma = "," if row["word"] in ("but", "so") else ""
-        wanted = f"{one}{comma} {row['word']} {other}"
-        assert row["answer"].lower() == wanted.lower(), row
-    for _, row in rows_of(kinds, "list_in_sentence"):
-        start, things = row["text"].split(": ")
-        wanted = f"{start} {' and '.join(things.rsplit(', ', 1))}."
-        assert row["answer"] == wanted, row
-    for _, row in rows_of(kinds, "negate"):
-        assert "not" not in words_of(row["text"]), row
-        assert row["answer"].replace(" not", "", 1) == row["text"], row
-    for _, row in rows_of(kinds, "make_question"):
-        assert row["answer"][-1] == "?", row
-        first, *rest = words_of(row["answer"])
-        line = words_of(row["text"])
-        line.remove(first)  # the verb, which moves to the front
-        assert rest == line and first != words_of(row["text"])[0], row
+def picked(row):
+    place = {"first": 0, "second": 1, "third": 2, "last": -1}[row["place"]]
+    return f"The {row['place']} word is {items(row)[place]}."
+
+
+def swapped(row):
+    other = {row["one"]: row["other"], row["other"]: row["one"]}
+    return "".join(other.get(word, word) for word in re.split(r"\b", row["text"]))
+
+
+def joined(row):
+    one, other = row["text"].split(". ")
+    comma = "," if row["word"] in ("but", "so") else ""
+    return f"{one}{comma} {row['word']} {other[0].lower()}{other[1:]}"
+
+
+def listed(row):
+    start, things = row["text"].split(": ")
+    return f"{start} {' and '.join(things.rsplit(', ', 1))}."
+
+
+def plural(row):
+    noun, number = re.fullmatch(r"one (\w+), (\w+) \.\.\.", row["text"]).groups()
+    assert number in NUMBER_WORDS[2:], row
+    many = re.sub("(?<![aeiou])y$", "ie", re.sub("(?<=[aeioul])fe?$", "ve", noun))
+    many += "es" if re.search("(s|x|ch|sh)$", many) else "s"
+    return f"One {noun}, {number} {IRREGULAR.get(noun, many)}."
+
+
+def number_of(row):
+    noun = row["word"]
+    many = noun.endswith("s") and noun != "bus" or noun in IRREGULAR.values()
+    return "Plural." if many or noun == "sheep" else "Singular."
+
+
+COMPUTED = {
+    "repeat": lambda row: row["text"],
+    "count": lambda row: f"The list has {NUMBER_WORDS[len(items(row))]} words.",
+    "reverse": lambda row: f"In reverse order: {', '.join(items(row)[::-1])}.",
+    "pick_from_list": picked,
+    "next_word": next_word,
+    "fill_in": lambda row: row["text"].replace("___", row["word"]),
+    "replace": lambda row: re.sub(rf"\b{row['old']}\b", row["new"], row["text"]),
+    "swap": swapped,
+    "join": joined,
+    "list_in_sentence": listed,
+    "plural": plural,
+    "singular_or_plural": number_of,
+    "what_is_asked": lambda row: f"A {ASKED[words_of(row['text'])[0]]}.",
+}
+ONCE = {"fill_in": "___", "replace": "{old}", "swap": "{one}|{other}"}
+ONCE |= {"singular_or_plural": "{word}"}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_an_answer_that_can_be_computed_is_that(kinds, kind):
+    for row in kinds[kind].rows:
+        compute = str.lower if kind == "join" else str  # a name keeps its capital
+        assert compute(row["answer"]) == compute(COMPUTED[kind](row)), row
+        for word in ONCE.get(kind, "").format(**row).split("|"):
+            assert not word or len(re.findall(rf"\b{word}\b", row["text"])) == 1, row
+    if kind in ("count", "reverse", "pick_from_list"):
+        assert all(len(set(items(row))) == len(items(row)) for row in kinds[kind].rows)
 
 
 def changed(one, other):
@@ -453,58 +440,85 @@ def changed(one, other):
     ]
 
 
-def test_tenses_are_changed_as_told(kinds):
-    for _, row in rows_of(kinds, "change_tense"):
-        ((old, new),) = changed(row["text"], row["answer"])
-        if row["tense"] == "the future tense with will":
-            assert new[0] == "will" and len(new) == len(old) + 1 <= 2, row
-        else:
-            assert row["tense"] == "the past tense", row
-            assert len(old) == len(new) == 1, row
+def fits_tense(row):
+    ((old, new),) = changed(row["text"], row["answer"])
+    if row["tense"] == "the past tense":
+        return len(old) == len(new) == 1
+    will = new[0] == "will" and len(new) == len(old) + 1 <= 2
+    return row["tense"] == "the future tense with will" and will
 
 
-def test_persons_are_changed_as_told(kinds):
-    for _, row in rows_of(kinds, "change_person"):
-        one, other = words_of(row["text"]), words_of(row["answer"])
-        assert [one[0], other[0]] == [row["old"].lower(), row["new"].lower()], row
-        assert one[2:] == other[2:], row  # only the verb may change with it
+def fits_person(row):
+    one, other = words_of(row["text"]), words_of(row["answer"])
+    ends = [one[0], other[0]] == [row["old"].lower(), row["new"].lower()]
+    return ends and one[2:] == other[2:]  # only the verb may change with it
 
 
-def test_grammar_is_corrected_in_one_word(kinds):
-    for _, row in rows_of(kinds, "grammar_correction"):
-        ((old, new),) = changed(row["text"], row["answer"])
-        assert len(old) == 1 and len(new) <= 1, row
+def fits_grammar(row):
+    ((old, new),) = changed(row["text"], row["answer"])
+    return len(old) == 1 and len(new) <= 1
 
 
-IRREGULAR = dict(
-    pair.split(":")
-    for pair in """man:men woman:women child:children foot:feet tooth:teeth mouse:mice
-    goose:geese potato:potatoes tomato:tomatoes""".split()
-)
+def fits_question(row):
+    line, (first, *rest) = words_of(row["text"]), words_of(row["answer"])
+    moved = first != line[0]  # the verb, which moves to the front
+    line.remove(first)
+    return row["answer"][-1] == "?" and moved and rest == line
 
 
-def plural_of(noun):
-    if noun in IRREGULAR:
-        return IRREGULAR[noun]
-    noun = re.sub("(?<=[aeioul])fe?$", "ve", noun)
-    noun = re.sub("(?<![aeiou])y$", "ie", noun)
-    return f"{noun}es" if re.search("(s|x|ch|sh)$", noun) else f"{noun}s"
+def fits_text(row):
+    """After "It was" or "It is", an answer is a part of text or question."""
+    answer = re.fullmatch(r"It (?:was|is) (.+)\.", row["answer"])[1].lower()
+    return answer in f"{row['text']} {row['question']}".lower()
 
 
-def test_plurals_are_right(kinds):
-    for _, row in rows_of(kinds, "plural"):
-        noun, number = re.fullmatch(r"one (\w+), (\w+) \.\.\.", row["text"]).groups()
-        assert number in NUMBER_WORDS[2:], row
-        assert row["answer"] == f"One {noun}, {number} {plural_of(noun)}.", row
+def fits_sort(row):
+    sort, answer = re.fullmatch(r"([\w ]+): (.+)\.", row["answer"]).groups()
+    once = len(re.findall(rf"\b{answer}\b", row["text"])) == 1
+    return sort.lower() == row["sort"] and once
 
 
-def test_sentences_get_their_capitals_and_mark(kinds):
-    for _, row in rows_of(kinds, "punctuation_and_casing"):
-        assert row["answer"][:-1].lower() == row["text"], row
-        assert row["answer"][0].isupper(), row
+def fits_mark(row):
+    name = row["answer"].rstrip(".").split()[-1]
+    mark = {"question": r".+\?", "exclamation": r"(What|How) .+!"}
+    return re.fullmatch(mark.get(name, r"[^?!]+\."), row["text"]) is not None
 
 
-# Family closed: a fixed set of labels
+FITS = {
+    "negate": lambda row: (
+        "not" not in words_of(row["text"])
+        and row["answer"].replace(" not", "", 1) == row["text"]
+    ),
+    "make_question": fits_question,
+    "change_tense": fits_tense,
+    "change_person": fits_person,
+    "grammar_correction": fits_grammar,
+    "punctuation_and_casing": lambda row: (
+        row["answer"][:-1].lower() == row["text"] and row["answer"][0].isupper()
+    ),
+    "reading": fits_text,
+    "lookup": fits_text,
+    "extract": fits_sort,
+    "sentence_type": fits_mark,
+    "tense": lambda row: (
+        bool(re.search(r"\b(will|going to)\b", row["text"]))
+        == (row["answer"] == "Future.")
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FITS)
+def test_an_answer_has_the_form_that_the_task_gives_it(kinds, kind):
+    for row in kinds[kind].rows:
+        assert FITS[kind](row), row
+
+
+def test_yes_and_no_are_right_once_for_each_sentence(kinds):
+    answers = defaultdict(list)
+    for row in kinds["yes_no"].rows:
+        answers[row["text"]].append(row["answer"])
+    for text, given in answers.items():
+        assert sorted(given) == ["No.", "Yes."], text
 
 
 def test_labels_are_those_of_their_kind_all_equally_often(entries):
@@ -512,47 +526,6 @@ def test_labels_are_those_of_their_kind_all_equally_often(entries):
         times = Counter(e["output"] for e in entries if e["kind"] == kind)
         assert set(times) == {f"{label}." for label in labels.split("|")}, kind
         assert len(set(times.values())) == 1, times
-
-
-def test_sentence_types_fit_their_marks(kinds):
-    fits = {
-        "statement": r"[^?!]+\.",
-        "command": r"[^?!]+\.",
-        "question": r".+\?",
-        "exclamation": r"(What|How) .+!",
-    }
-    for _, row in rows_of(kinds, "sentence_type"):
-        name = row["answer"].rstrip(".").split()[-1]
-        assert re.fullmatch(fits[name], row["text"]), row
-
-
-def test_tenses_fit_their_verbs(kinds):
-    for _, row in rows_of(kinds, "tense"):
-        future = bool(re.search(r"\b(will|going to)\b", row["text"]))
-        assert future == (row["answer"] == "Future."), row
-
-
-def test_what_is_asked_fits_the_question_word(kinds):
-    sorts = {
-        "where": "place",
-        "when": "time",
-        "what": "time",
-        "why": "reason",
-        "how": "number",
-    }
-    sorts |= dict.fromkeys(("who", "whose", "whom"), "person")
-    for _, row in rows_of(kinds, "what_is_asked"):
-        assert row["answer"] == f"A {sorts[words_of(row['text'])[0]]}.", row
-
-
-def test_singular_and_plural_fit_the_noun(kinds):
-    for _, row in rows_of(kinds, "singular_or_plural"):
-        noun = row["word"]
-        assert noun in words_of(row["text"]), row
-        many = noun in {*IRREGULAR.values(), "sheep"} or (
-            noun.endswith("s") and noun != "bus"
-        )
-        assert row["answer"] == f"{'Plural' if many else 'Singular'}.", row
 
 
 # The probe

@@ -122,18 +122,11 @@ def test_the_books_entries_lose_their_repeats():
     split_entries(loaded)
 
 
-@pytest.mark.parametrize("seed", [1, 123])
-def test_no_entry_is_in_two_parts_and_kinds_keep_their_share(entries, seed):
-    parts = split_entries(entries, seed=seed)
-    n = len(entries)
-    for part, share in zip(parts, (0.75, 0.05, 0.2), strict=True):
-        assert abs(len(part) - share * n) < 4
-    questions = {(e["instruction"], e["input"]) for part in parts for e in part}
-    assert len(questions) == sum(map(len, parts)) == n
+def test_a_seed_deals_the_same_parts_again(entries):
+    parts, other = split_entries(entries, seed=1), split_entries(entries, seed=2)
+    assert split_entries(entries, seed=1) == parts != other
     for kind, n in Counter(entry["kind"] for entry in entries).items():
         assert abs(sum(e["kind"] == kind for e in parts[2]) - 0.2 * n) < 4
-    assert split_entries(entries, seed=seed)[2] == parts[2]
-    assert split_entries(entries, seed=seed + 1)[2] != parts[2]
 
 
 @settings(deadline=None, max_examples=40)
@@ -171,27 +164,18 @@ def test_what_cannot_be_split_is_refused():
 # Prompts and the data set
 
 
-def test_prompt_is_alpacas():
-    assert format_input({"instruction": "Add.", "input": "1, 2"}) == (
+def test_prompts_have_the_form_of_their_style():
+    bare, asked = {"instruction": "Add."}, {"instruction": "Add.", "input": "1, 2"}
+    opening = (
         "Below is an instruction that describes a task. Write a response that "
         "appropriately completes the request.\n\n### Instruction:\nAdd."
-        "\n\n### Input:\n1, 2"
     )
-    assert "### Input" not in format_input({"instruction": "Add.", "input": ""})
-    prompt = format_prompt({"instruction": "Add."}, "alpaca")
-    assert prompt.endswith("Add.\n\n### Response:\n")
-
-
-def test_chat_says_who_speaks():
-    prompt = format_prompt({"instruction": "Add.", "input": "1"}, "chat")
-    assert prompt == "User: Add. 1\nAssistant:"
-    assert format_prompt({"instruction": "Add."}, "chat") == "User: Add.\nAssistant:"
+    assert format_input({**bare, "input": ""}) == opening
+    assert format_input(asked) == f"{opening}\n\n### Input:\n1, 2"
+    assert format_prompt(bare, "alpaca") == f"{opening}\n\n### Response:\n"
+    assert format_prompt(asked, "chat") == "User: Add. 1, 2\nAssistant:"
+    assert format_prompt(asked, "plain") == "Add. 1, 2\n\n"
     assert [format_answer("2", style) for style in STYLES] == [" 2", "2", "2"]
-
-
-def test_plain_is_the_request_and_an_empty_line():
-    prompt = format_prompt({"instruction": "Add.", "input": "1"}, "plain")
-    assert prompt == "Add. 1\n\n"
 
 
 def test_in_a_chat_a_word_taken_over_is_the_same_token(tokenizer):
@@ -215,13 +199,12 @@ def test_faulty_prompts_are_refused():
         format_prompt(ENTRY)  # nothing is guessed
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     output=st.text(min_size=1).filter(lambda t: t.strip() and not t[0].isspace()),
     style=st.sampled_from(STYLES),
 )
-def test_data_set_is_the_encoded_text(output, style):
-    tokenizer = get_tokenizer()
+def test_data_set_is_the_encoded_text(tokenizer, output, style):
     entry = {**ENTRY, "output": output}
     whole = format_prompt(entry, style) + format_answer(output, style)
     dataset = InstructionDataset([entry], tokenizer, True, style)
@@ -261,19 +244,20 @@ ids_lists = st.lists(
 
 
 @settings(deadline=None)
-@given(batch=ids_lists, share=st.floats(0, 1))
-def test_collate_pads_shifts_and_ignores(batch, share):
+@given(batch=ids_lists, share=st.floats(0, 1), pad=st.integers(0, 99))
+def test_collate_pads_shifts_and_ignores(batch, share, pad):
+    """Also where the number of the padding, or of what is ignored, is in the texts."""
     pairs = [(ids, int(share * len(ids))) for ids in batch]
-    inputs, targets = custom_collate_fn(pairs)
+    inputs, targets = custom_collate_fn(pairs, pad, -1)
     T = max(map(len, batch))
     assert inputs.shape == targets.shape == (len(batch), T)
     assert inputs.dtype == targets.dtype == torch.int64
     for (ids, n_prompt), row, row_targets in zip(pairs, inputs, targets, strict=True):
-        assert row.tolist() == ids + [PAD] * (T - len(ids))
+        assert row.tolist() == ids + [pad] * (T - len(ids))
         for t, target in enumerate(row_targets.tolist()):
-            following = [*ids[1:], PAD]
+            following = [*ids[1:], pad]
             counts = n_prompt - 1 <= t < len(ids)
-            assert target == (following[t] if counts else -100)
+            assert target == (following[t] if counts else -1)
 
 
 def test_collate_as_in_the_book():
@@ -281,14 +265,6 @@ def test_collate_as_in_the_book():
     P, I = PAD, -100  # noqa: E741
     assert inputs.tolist() == [[0, 1, 2, 3, 4], [5, 6, P, P, P], [7, 8, 9, P, P]]
     assert targets.tolist() == [[1, 2, 3, 4, P], [6, P, I, I, I], [8, 9, P, I, I]]
-    inputs, targets = custom_collate_fn([[1, 2], [3]], 0, -1)
-    assert inputs.tolist() == [[1, 2], [3, 0]]
-    assert targets.tolist() == [[2, 0], [0, -1]]
-
-
-def test_an_end_token_inside_a_text_is_a_target():
-    _, targets = custom_collate_fn([[1, PAD, 2], [3]])
-    assert targets.tolist() == [[PAD, 2, PAD], [PAD, -100, -100]]
 
 
 def test_padding_changes_no_output_and_no_loss():
@@ -366,44 +342,27 @@ def test_texts_end_with_the_end_token_of_their_own_tokenizer(shuffle):
 
 # Loss and finetuning
 
+SMALL = 1000  # a vocabulary for tests that need no tokenizer
+
 
 def response_batch(seed=0):
     generator = torch.Generator().manual_seed(seed)
     texts = [torch.randint(999, (n,), generator=generator).tolist() for n in (9, 5, 7)]
-    return custom_collate_fn([(ids, 4) for ids in texts])
-
-
-def test_response_loss_and_gradient_equal_those_over_all_places():
-    model, batch = tiny_model(), response_batch()
-    results = []
-    for calculate in (calc_loss_batch, calc_response_loss):
-        model.zero_grad()
-        loss = calculate(*batch, model, "cpu")
-        loss.backward()
-        results.append((loss, [p.grad.clone() for p in model.parameters()]))
-    assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
-    for one, other in zip(results[0][1], results[1][1], strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
+    return custom_collate_fn([(ids, 4) for ids in texts], SMALL - 1)
 
 
 def test_every_target_masked_is_an_error_not_nan():
-    model, (inputs, targets) = tiny_model(), response_batch()
+    model, (inputs, targets) = tiny_model(vocab_size=SMALL), response_batch()
     masked = torch.full_like(targets, -100)
     assert calc_loss_batch(inputs, masked, model, "cpu").isnan()
     with pytest.raises(ValueError, match=f"all {masked.numel()} targets .* masked"):
         calc_response_loss(inputs, masked, model, "cpu")
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    before = [p.clone() for p in model.parameters()]
-    with pytest.raises(ValueError, match="masked"):
-        list(train_on_responses(model, [(inputs, masked)], optimizer, "cpu"))
-    pairs = zip(before, model.parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_loss_of_a_loader_is_the_mean_over_targets():
-    model = tiny_model(drop_rate=0.5).train()
+    model = tiny_model(vocab_size=SMALL, drop_rate=0.5).train()
     batches = [response_batch(seed) for seed in range(2)]
-    batches.append(custom_collate_fn([([1, 2, 3], 3)]))  # one target only
+    batches.append(custom_collate_fn([([1, 2, 3], 3)], 9))  # one target only
     total, n = 0.0, 0
     for inputs, targets in batches:
         count = (targets != -100).sum().item()
@@ -416,7 +375,7 @@ def test_loss_of_a_loader_is_the_mean_over_targets():
 
 def test_training_makes_the_steps_of_a_plain_loop():
     batches = [response_batch(seed) for seed in range(3)]
-    plain, ours = tiny_model(), tiny_model()
+    plain, ours = (tiny_model(vocab_size=SMALL) for _ in range(2))
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (plain, ours)]
     losses = []
     for batch in batches * 2:
@@ -436,7 +395,7 @@ def test_training_makes_the_steps_of_a_plain_loop():
 
 def test_finetune_is_this_loop_to_the_last_bit(tokenizer, entries):
     """No bar, look or loss of other entries disturbs the order of the batches."""
-    plain, ours, some = tiny_model(), tiny_model(), by_family(entries)[0][:50]
+    plain, ours, some = tiny_model(), tiny_model(), by_family(entries)[0][:20]
     dataset = InstructionDataset(some, tokenizer, True, "chat")
     chance = torch.Generator().manual_seed(7)
     loader = create_instruction_loader(dataset, 8, generator=chance)
@@ -483,34 +442,16 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learned(tokenizer, monkeypatch,
 
 def test_finetune_learns_the_answers_of_its_entries(tokenizer):
     pairs = [("Name a fruit.", "A pear."), ("Is ice cold?", "Yes.")]
-    some = [{"instruction": asked, "output": said} for asked, said in pairs]
-    runs = []
-    for _ in range(2):
-        model = tiny_model()
-        losses = finetune(
-            *(model, some, some, tokenizer),
-            style="chat",
-            learning_rate=5e-2,
-            batch_size=1,
-            num_epochs=60,
-        )
-        runs.append(losses)
-    assert runs[0] == runs[1]
-    assert len(runs[0][0]) == 120 and len(runs[0][1]) == 61
-    assert runs[0][1][-1] < 0.3
+    some, model = [{"instruction": a, "output": b} for a, b in pairs], tiny_model()
+    settings = {"style": "chat", "learning_rate": 5e-2, "batch_size": 1}
+    losses, val_losses = finetune(
+        *(model, some, some, tokenizer), num_epochs=30, **settings
+    )
+    assert len(losses) == 60 and len(val_losses) == 31
     # the rate has fallen to zero: the last steps change next to nothing
-    assert runs[0][1][-1] == pytest.approx(runs[0][1][-2], abs=0.01)
+    assert val_losses[-1] == pytest.approx(val_losses[-2], abs=0.01)
     answers = generate_answers(model, some, tokenizer, 8)
     assert answers == [said for _, said in pairs]
-
-
-def test_finetune_leaves_alone_what_is_frozen(tokenizer):
-    model = tiny_model()
-    model.tok_emb.requires_grad_(False)
-    before = model.tok_emb.weight.clone(), model.pos_emb.weight.clone()
-    finetune(*(model, [ENTRY], [ENTRY], tokenizer), style="chat", learning_rate=1e-2)
-    assert torch.equal(before[0], model.tok_emb.weight)
-    assert not torch.equal(before[1], model.pos_emb.weight)
 
 
 def test_a_copy_is_finetuned_with_dropout_and_what_is_frozen_stays(tokenizer):
@@ -729,11 +670,11 @@ def test_long_input_is_cut_with_a_warning(tokenizer, style):
 
 @settings(deadline=None, max_examples=40)
 @given(text=st.text(min_size=50, max_size=200), room=st.integers(45, 80))
-def test_cut_prompt_fits_whatever_its_letters_are(text, room):
+def test_cut_prompt_fits_whatever_its_letters_are(tokenizer, text, room):
     entry = {"instruction": "Sum up.", "input": text}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert len(fitted(entry, get_tokenizer(), room)) <= room
+        assert len(fitted(entry, tokenizer, room)) <= room
 
 
 def test_long_instruction_is_refused(tokenizer):

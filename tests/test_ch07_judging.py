@@ -215,39 +215,22 @@ def test_rank_agreement():
 # Judges
 
 
+REPLIES = {
+    85: ["85", " 85.\n", "**85**", "85/100", "Score: 85", '{"score": 85}', "score-85"],
+    40: ["On a scale of 0-100, I give it a 40."],
+    70: ["It has 2 faults. Score: 70.", "Score: 70. I say it again: score: 70"],
+    88: ["87.6"],
+    0: ["0"],
+    100: ["100", "100/100"],
+    None: ["The answer is good.", "", "150", "-5", "Score: -5", "80-90", "8/10"],
+}
+REPLIES[85] += ["I would rate this 85 out of 100.", "On a scale from 0 to 100: 85"]
+REPLIES[None] += ["4 out of 5", "Score: 70, or rather score: 80", "GPT4 would like it"]
+REPLIES[None] += ["1. It is right. 2. It is short.", "1e400", "9" * 400]
+
+
 @pytest.mark.parametrize(
-    ("reply", "score"),
-    [
-        ("85", 85),
-        (" 85.\n", 85),
-        ("**85**", 85),
-        ("85/100", 85),
-        ("Score: 85", 85),
-        ('{"score": 85}', 85),
-        ("I would rate this 85 out of 100.", 85),
-        ("On a scale from 0 to 100: 85", 85),
-        ("On a scale of 0-100, I give it a 40.", 40),
-        ("It has 2 faults and 1 merit. Score: 70.", 70),
-        ("Score: 70. I say it again: score: 70", 70),
-        ("87.6", 88),
-        ("0", 0),
-        ("100", 100),
-        ("100/100", 100),
-        ("score-85", 85),
-        ("The answer is good.", None),
-        ("", None),
-        ("150", None),
-        ("-5", None),
-        ("Score: -5", None),
-        ("80-90", None),
-        ("8/10", None),
-        ("4 out of 5", None),
-        ("Score: 70, or rather score: 80", None),
-        ("1. It is right. 2. It is short.", None),
-        ("GPT4 would like it", None),
-        ("1e400", None),
-        ("9" * 400, None),
-    ],
+    ("reply", "score"), [(text, n) for n, texts in REPLIES.items() for text in texts]
 )
 def test_score_is_read_only_if_it_is_clear(reply, score):
     assert parse_score(reply) == score
@@ -409,9 +392,8 @@ def test_accidents_are_tried_again(server, accident):
     assert server.pauses == [1, 2]  # growing
 
 
-@pytest.mark.parametrize("accident", ["[torn]", "[undone]", "[error]", "[close]", 500])
-def test_lasting_accidents_are_reported(server, accident):
-    server.reply = accident
+def test_lasting_accidents_are_reported(server):
+    server.reply = "[torn]"
     with pytest.raises(JudgeUnavailable, match="in 2 attempts.*ollama serve"):
         query_model("Hello", "m", server.url, attempts=2)
     assert len(server.seen) == 2
