@@ -1,5 +1,6 @@
 # make course          run every chapter from the first cell to the last; print the results
 # make test            run every test, and compare every notebook with its stored outputs
+# make check           run the tests of what you have changed, in about a minute
 # make browser         check every page, exercise and control in JupyterLab, in Chromium
 # make lab             open the course in JupyterLab
 # make play            play with the course's models, on a page on this machine
@@ -18,11 +19,17 @@ export MALLOC_TRIM_THRESHOLD_ := 1000000000000
 
 PYTHON ?= python3
 RUN := .venv/bin/python
+# uv installs the same packages in less time than pip, but it does not read pip's settings,
+# such as a mirror. So pip installs if it has settings, or if there is no uv. `make UV=true
+# ...` and `make UV=false ...` decide otherwise.
+UV ?= command -v uv >/dev/null && test -z "$$($(RUN) -m pip config list)"
+install = @if $(UV); then set -x; uv pip install --quiet --python $(RUN) $(1); \
+    else set -x; $(RUN) -m pip install --quiet --disable-pip-version-check $(1); fi
 READY := .venv/ready
 SITE := .venv-site/bin/python
 PLAY := .venv-play/bin/python
 
-.PHONY: course test browser lab play site export run-notebooks clean
+.PHONY: course test check browser lab play site export run-notebooks clean
 
 course: $(READY)
 	$(RUN) -m tools.course run
@@ -31,6 +38,9 @@ test: $(READY)
 	$(RUN) -m tools.export --check
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	    --nbval --nbval-current-env tests $(sort $(wildcard ch*_* appendix_*))
+
+check: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m tools.check
 
 # The last two files test the web site, if `make site` has built it, and the playground,
 # if `make play` has installed it.
@@ -60,8 +70,8 @@ run-notebooks: $(READY) export
 $(READY): requirements.txt requirements-data.txt pyproject.toml docs/jupyterlab-settings.json
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'The course needs Python 3.11 or newer, not ' + sys.version.split()[0] + '. Name one: make PYTHON=python3.12 course')"
 	$(PYTHON) -m venv --clear .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
+	$(call install,-r requirements.txt)
+	$(call install,--no-deps -r requirements-data.txt)
 	mkdir -p .venv/share/jupyter/lab/settings
 	cp docs/jupyterlab-settings.json .venv/share/jupyter/lab/settings/overrides.json
 	touch $@
