@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 
 from ch07_instructions.scoring import score_answers
@@ -429,63 +430,30 @@ def test_shrinking_changes_bytes_and_hardly_the_logits(write):
     assert bytes_per_token(exact) == 4 * total
 
 
-# The published model
+# The published model; `smollm2_deeper.ipynb` compares it with transformers: its logits,
+# with and without a cache, its ids, and the form of a conversation
 
 
 @pytest.fixture(scope="module")
 def published():
-    """Our model and tokenizer, and transformers' of the same file."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = data.get("smollm2")
-    where = {"gguf_file": path.name, "local_files_only": True}
-    reference = AutoModelForCausalLM.from_pretrained(path.parent, **where).eval()
-    return (
-        *load_smollm2(),
-        reference,
-        AutoTokenizer.from_pretrained(path.parent, **where),
-    )
+    """The model and its tokenizer, and the file's tables."""
+    tables, stored = read_gguf(data.get("smollm2"))
+    return llama_from_gguf(tables, stored), SmolLM2Tokenizer(tables), tables
 
 
 @pytest.fixture(scope="module")
 def peer(published):
-    """transformers' tokenizer, told to cut digits apart: it overlooks that line."""
-    from tokenizers import pre_tokenizers
-
-    peer = published[3]
-    peer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
+    """Rust's tokenizers library with the tables of the file."""
+    tables = published[2]
+    names, rules = (tables[f"tokenizer.ggml.{key}"] for key in ("tokens", "merges"))
+    vocab = {name: i for i, name in enumerate(names)}
+    peer = Tokenizer(models.BPE(vocab, [tuple(rule.split(" ")) for rule in rules]))
+    peer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    kinds = tables["tokenizer.ggml.token_type"]
+    peer.add_special_tokens([n for n, k in zip(names, kinds, strict=True) if k == 3])
     return peer
-
-
-@torch.no_grad()
-def test_logits_are_transformers(published):
-    model, tokenizer, reference, _ = published
-    text = "The geese flew 250 km south.\n\n  2. They rested; 中文 🙂."
-    ids = torch.tensor([tokenizer.encode(text), tokenizer.encode(text)[::-1]])
-    assert (model(ids) - reference(ids).logits).abs().max() < 1e-3
-
-
-@torch.no_grad()
-def test_cached_is_uncached(published):
-    model, tokenizer = published[:2]
-    ids = torch.tensor([chat_ids(tokenizer, HELLO)])
-    cache = model.new_cache(ids.shape[1])
-    parts = [model(part, cache) for part in ids.split([5, 1, 1, ids.shape[1] - 7], 1)]
-    assert (torch.cat(parts, 1) - model(ids)).abs().max() < 1e-3
-
-
-def test_past_the_context_is_an_error(published):
-    model = published[0]
-    assert model.cfg["context_length"] == 8192
-    with pytest.raises(ValueError, match="8193 tokens do not fit into context_length"):
-        model(torch.zeros(1, 8193, dtype=torch.long))
-    with pytest.raises(ValueError, match="do not fit into context_length 8192"):
-        chat(*published[:2], [{"role": "user", "content": "no " * 8192}])
 
 
 PIECES = st.sampled_from(
@@ -493,29 +461,23 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(st.lists(st.one_of(st.text(max_size=8), PIECES), max_size=12).map("".join))
-def test_ids_are_transformers(published, peer, text):
-    tokenizer = published[1]
-    ids = peer.encode(text)
+def test_ids_are_those_of_rust(published, peer, text):
+    tokenizer, ids = published[1], peer.encode(text).ids
     assert tokenizer.encode(text, allowed_special="all") == ids
     lost = {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D}
     if not any(ord(c) in lost or 0x40000 <= ord(c) < 0xC0000 for c in text):
         assert tokenizer.decode(ids) == text
 
 
-def test_template_is_the_file_s(published, peer):
-    tokenizer = published[1]
-    template = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
-    talk = [*HELLO, {"role": "assistant", "content": "\n Hi 12"}, *HELLO]
-    for messages in (HELLO, talk, [{"role": "system", "content": ""}, *talk]):
-        theirs = peer.apply_chat_template(messages, **template)
-        assert chat_ids(tokenizer, messages) == theirs
-
-
-def test_it_knows_a_capital(published):
+def test_it_knows_a_capital_and_how_much_it_can_read(published):
     question = [{"role": "user", "content": "What is the capital of France?"}]
     assert "Paris" in "".join(chat(*published[:2], question, 12))
+    with pytest.raises(ValueError, match="8193 tokens do not fit into context_length"):
+        published[0](torch.zeros(1, 8193, dtype=torch.long))
+    with pytest.raises(ValueError, match="do not fit into context_length 8192"):
+        chat(*published[:2], [{"role": "user", "content": "no " * 8192}])
 
 
 def test_missing_or_changed_package_is_named(tmp_path, monkeypatch):
