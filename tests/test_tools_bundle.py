@@ -15,6 +15,12 @@ TRIALS = {
 loader = create_dataloader_v1("in the beginning was the word " * 20, 2, 8, 8)
 inputs, targets = next(iter(loader))
 assert inputs.shape == (2, 8) and (inputs[:, 1:] == targets[:, :-1]).all()
+tokenizer = BPETokenizer()
+tokenizer.train("hug pug hugs" * 9, 262)
+tokenizer.save("t.json")
+tokenizer = BPETokenizer.load("t.json")
+assert tokenizer.decode(tokenizer.encode("hugs \U0001f642")) == "hugs \U0001f642"
+assert BPETokenizer.from_gpt2().encode("hugs") == get_tokenizer().encode("hugs")
 """,
     "ch03": """
 attention = MultiHeadAttention(8, 8, 4, 0.0, 2)
