@@ -1,22 +1,23 @@
 """Running notebooks from the command line: storing, repeating, failing, reporting."""
 
+import copy
 import re
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tools import course
 
-CLOCK = "import time\nprint(time.perf_counter())"
+IGNORED = "nbval-ignore-output"
 
 
 @pytest.fixture
 def notebook(tmp_path):
     """A function that writes a notebook of code cells and returns its path."""
 
-    def write(*cells):
-        path = tmp_path / "n.ipynb"
+    def write(*cells, name="n"):
+        path = tmp_path / f"{name}.ipynb"
         nbformat.write(new_notebook(cells=[new_markdown_cell("# T"), *cells]), path)
         return path
 
@@ -33,7 +34,7 @@ def test_storing_twice_changes_no_byte(notebook):
         new_code_cell("from tqdm.auto import tqdm\nfor _ in tqdm(range(2)): pass"),
         new_code_cell("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"),
         new_code_cell("from shared.drawings import Drawing\nDrawing(9, 9, 'A panel.')"),
-        tagged(CLOCK, "nbval-ignore-output"),
+        tagged("import time\nprint(time.perf_counter())", IGNORED),
         tagged("print('answer: 42')", "results"),
     )
     outcome = course.run(path, write=True)
@@ -48,147 +49,119 @@ def test_storing_twice_changes_no_byte(notebook):
     assert b"data:image/svg+xml" in first and b"A panel." in first
 
 
-# Each run adds a line to a file; what a cell shows depends on the number of lines.
-COUNT = (
-    "with open('count', 'a') as file: file.write('x')\nn = len(open('count').read())\n"
-)
-DRAW = "import matplotlib.pyplot as plt\nplt.plot([1, n])\nplt.show()"
+# What a run has printed: a loss of a long training, its picture, and a count
 
 
-def texts(path):
-    """What each code cell of a stored notebook shows."""
-    cells = nbformat.read(path, as_version=4).cells[1:]
-    return [
-        "".join(
-            o.get("text", "") + o.get("data", {}).get("image/png", "")
-            for o in x.outputs
-        )
-        for x in cells
+def ran(loss=1, picture="AAAA", count=1):
+    """A notebook after a run; its first cell may differ in every run."""
+    book = new_notebook(
+        cells=[
+            new_markdown_cell("# T"),
+            tagged("train()", IGNORED),
+            new_code_cell("draw()"),
+            new_code_cell("count()"),
+        ],
+        metadata={"language_info": {"name": "python", "version": "3.99"}},
+    )
+    shown = [
+        new_output("stream", text=f"loss {loss}\n"),
+        new_output("display_data", {"image/png": picture}),
+        new_output("stream", text=f"{count}\n"),
     ]
+    for cell, output in zip(book.cells[1:], shown, strict=True):
+        cell.outputs = [output]
+    return book
 
 
-def test_a_picture_and_the_ignored_cell_it_shows_are_replaced_together(notebook):
-    path = notebook(
-        tagged(f"{COUNT}print('loss', n)", "nbval-ignore-output"), new_code_cell(DRAW)
-    )
-    course.run(path, write=True)
-    first = texts(path)
-    course.run(path, write=True)
-    second = texts(path)
-    assert (first[0], second[0]) == ("loss 1\n", "loss 2\n")
-    assert first[1] != second[1]
+def stored(**shown):
+    return course.tidy(ran(**shown), ran())
 
 
-def test_what_cannot_be_the_same_twice_stays_if_all_else_is_the_same(notebook):
-    path = notebook(
-        tagged(f"{COUNT}print('run', n)", "nbval-ignore-output"),
-        new_code_cell("print(1 if n < 3 else 2)"),
-        tagged("print('and', n)", "nbval-ignore-output"),
-    )
-    shown = []
-    for _ in range(3):
-        course.run(path, write=True)
-        shown.append(texts(path))
-    assert shown[0] == ["run 1\n", "1\n", "and 1\n"]
-    assert shown[1] == shown[0]
-    assert shown[2] == ["run 3\n", "2\n", "and 3\n"]
+def loss_after(book, old):
+    """Which loss is stored when `book` has been run, and `old` was stored before."""
+    found = course.tidy(book, old)
+    assert found.metadata.run_sha256 == course.run_id(found)
+    assert "version" not in found.metadata.language_info
+    return found.cells[1].outputs[0].text
 
 
-def change_code(stored):
-    stored.cells[1].source += "\n"
+def test_all_outputs_stay_or_all_are_replaced():
+    assert loss_after(ran(loss=2), stored()) == "loss 1\n"  # nothing else differs
+    assert loss_after(ran(loss=2, count=2), stored()) == "loss 2\n"
+    assert loss_after(ran(loss=2, picture="BBBB"), stored()) == "loss 2\n"
+    new = ran(loss=2)
+    new.cells[0].source = "# Another title"
+    found = course.tidy(new, stored())
+    assert found.cells[0].source == "# Another title"
+    assert found.cells[1].outputs[0].text == "loss 1\n"
 
 
-def change_an_ignored_output(stored):
-    stored.cells[1].outputs[0].text = "0.1\n"
+def change_code(book):
+    book.cells[1].source += "  # as before"
 
 
-def lose_the_id(stored):
-    del stored.metadata["run_sha256"]
+def change_text(book):
+    book.cells[1].outputs[0].text = "loss 0\n"
 
 
-@pytest.mark.parametrize("change", [change_code, change_an_ignored_output, lose_the_id])
-def test_what_is_no_longer_whole_is_replaced_whole(notebook, change):
-    path = notebook(tagged(CLOCK, "nbval-ignore-output"), new_code_cell("1"))
-    course.run(path, write=True)
-    stored = nbformat.read(path, as_version=4)
-    old = stored.cells[1].outputs[0].text
-    change(stored)
-    nbformat.write(stored, path)
-    course.run(path, write=True)
-    assert texts(path)[0] not in (old, "0.1\n")
+def change_picture(book):
+    book.cells[2].outputs[0].data["image/png"] = "CCCC"
 
 
-def test_new_words_around_the_code_leave_the_outputs_as_they_are(notebook):
-    path = notebook(tagged(CLOCK, "nbval-ignore-output"), new_code_cell("1"))
-    course.run(path, write=True)
-    stored, old = nbformat.read(path, as_version=4), texts(path)
-    stored.cells[0].source = "# Another title"
-    stored.metadata["language_info"] = {"name": "python", "version": "3.99"}
-    nbformat.write(stored, path)
-    course.run(path, write=True)
-    assert texts(path) == old
-    assert "3.99" not in path.read_text(encoding="utf-8")
-    assert "Another title" in path.read_text(encoding="utf-8")
+def change_order(book):
+    book.cells[1:] = book.cells[:0:-1]
 
 
-@pytest.mark.parametrize("kind", ["text", "picture", "code", "order"])
-def test_the_run_s_id_tells_if_anything_was_changed_alone(notebook, kind):
-    path = notebook(new_code_cell("n = 2\nprint(n)"), new_code_cell(DRAW))
-    course.run(path, write=True)
-    stored = nbformat.read(path, as_version=4)
-    assert stored.metadata["run_sha256"] == course.run_id(stored)
-    printed, drawn = stored.cells[1], stored.cells[2]
-    if kind == "text":
-        printed.outputs[0].text = "3\n"
-    elif kind == "picture":
-        drawn.outputs[0].data["image/png"] = "AAAA"
-    elif kind == "code":
-        drawn.source += "  # as before"
-    else:
-        stored.cells[1:] = [drawn, printed]
-    assert stored.metadata["run_sha256"] != course.run_id(stored)
+def lose_the_id(book):
+    del book.metadata["run_sha256"]
 
 
-def test_failure_is_reported_and_stores_nothing(notebook, capsys):
-    path = notebook(new_code_cell("print(1)"), new_code_cell("1 / 0"))
-    before = path.read_bytes()
-    assert course.main(["run", "--write", str(path)]) == 1
+@pytest.mark.parametrize(
+    "change", [change_code, change_text, change_picture, change_order, lose_the_id]
+)
+def test_what_was_changed_alone_is_noticed_and_replaced_whole(change):
+    whole = stored()
+    assert whole.metadata.run_sha256 == course.run_id(whole)
+    book = copy.deepcopy(whole)
+    change(book)
+    assert book.metadata.get("run_sha256") != course.run_id(book)
+    assert loss_after(ran(loss=2), book) == "loss 2\n"
+
+
+def test_a_failure_is_reported_stores_nothing_and_stops_no_other(notebook, capsys):
+    bad = notebook(new_code_cell("print(1)"), new_code_cell("1 / 0"), name="bad")
+    good = notebook(tagged("print('answer: 42')", "results"), name="good")
+    before = bad.read_bytes()
+    assert course.main(["run", "--write", str(bad), str(good)]) == 1
     printed = capsys.readouterr().out
     assert "FAILED: ZeroDivisionError: division by zero" in printed
-    assert "1 / 0" in printed
-    assert path.read_bytes() == before
+    assert "1 / 0" in printed and "answer: 42" in printed
+    assert bad.read_bytes() == before
 
 
-def test_one_failure_does_not_stop_the_others(notebook, tmp_path, capsys):
-    bad = notebook(new_code_cell("1 / 0"))
-    bad = bad.rename(tmp_path / "bad.ipynb")
-    good = notebook(tagged("print('answer: 42')", "results"))
-    assert course.main(["run", str(bad), str(good)]) == 1
-    assert "answer: 42" in capsys.readouterr().out
-
-
-def test_several_run_at_once_each_in_a_kernel_of_its_own(notebook, tmp_path, capsys):
+def test_several_run_at_once_each_in_a_kernel_of_its_own(notebook, capsys):
     """The first waits for a file that the second writes."""
     wait = (
         "import pathlib, time\n"
         "while not pathlib.Path('second').exists(): time.sleep(0.05)\n"
         "print('name: first')"
     )
-    first = notebook(tagged(wait, "results")).rename(tmp_path / "first.ipynb")
+    first = notebook(tagged(wait, "results"), name="first")
     write = "import pathlib\npathlib.Path('second').touch()\nprint('name: second')"
-    second = notebook(tagged(write, "results")).rename(tmp_path / "second.ipynb")
+    second = notebook(tagged(write, "results"), name="second")
     assert course.main(["run", "--jobs", "2", str(first), str(second)]) == 0
     printed = capsys.readouterr().out
     assert printed.index("name: first") < printed.index("name: second")
 
 
-def test_no_jobs_are_refused(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--jobs", "0"], "--jobs must be 1 or more, not 0"),
+        (["ch03_attention/atention.ipynb"], "no notebook .*atention.ipynb"),
+    ],
+)
+def test_what_cannot_be_run_is_named(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        course.main(["run", "--jobs", "0"])
-    assert "--jobs must be 1 or more, not 0" in capsys.readouterr().err
-
-
-def test_a_notebook_that_is_not_there_is_named(capsys):
-    with pytest.raises(SystemExit):
-        course.main(["run", "ch03_attention/atention.ipynb"])
-    assert re.search("no notebook .*atention.ipynb", capsys.readouterr().err)
+        course.main(["run", *arguments])
+    assert re.search(message, capsys.readouterr().err)
