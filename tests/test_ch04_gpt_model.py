@@ -94,7 +94,6 @@ def to_transformers(model):
 
 
 def test_layer_norm_is_torchs():
-    torch.manual_seed(0)
     ours, torchs = LayerNorm(24), nn.LayerNorm(24)
     for norm in (ours, torchs):
         torch.manual_seed(1)
@@ -103,11 +102,8 @@ def test_layer_norm_is_torchs():
     x = 7 + 3 * torch.randn(2, 5, 24)
     assert torch.allclose(ours(x), torchs(x), atol=1e-6)
     assert torch.equal(LayerNorm(24)(torch.full((1, 24), 3.0)), torch.zeros(1, 24))
-
-
-def test_layer_norm_divides_by_c_and_not_by_c_minus_1():
-    found = LayerNorm(2)(torch.tensor([[-1.0, 1.0]]))
-    assert torch.allclose(found, torch.tensor([[-1.0, 1.0]]), atol=1e-4)
+    two = torch.tensor([[-1.0, 1.0]])  # divided by C, not by C - 1
+    assert torch.allclose(LayerNorm(2)(two), two, atol=1e-4)
 
 
 def test_gelu_is_the_tanh_form():
@@ -137,18 +133,6 @@ def test_block_is_its_equation():
 def test_logits_are_those_of_transformers(variant):
     model, ids = make_model(**variant), make_ids(3, 16)
     with torch.no_grad():
-        difference = (model(ids) - to_transformers(model)(ids).logits).abs().max()
-    assert difference < 1e-4
-
-
-def test_logits_are_those_of_transformers_at_gpt2_smalls_shapes():
-    torch.manual_seed(2)
-    model = GPTModel({**GPT_CONFIG_124M, "qkv_bias": True}).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter += 0.1 * torch.randn(len(parameter))
-        ids = make_ids(1, 64, vocab_size=50257)
         difference = (model(ids) - to_transformers(model)(ids).logits).abs().max()
     assert difference < 1e-4
 
@@ -187,23 +171,15 @@ def test_texts_of_a_batch_do_not_mix():
     assert torch.allclose(model(ids[2:3])[0], model(ids)[2], atol=1e-5)
 
 
-def test_features_and_head_make_the_logits():
-    model, ids = make_model(), make_ids(2, 7)
-    assert model.features(ids).shape == (2, 7, 24)
-    assert torch.equal(model.out_head(model.features(ids)), model(ids))
-
-
-def test_works_with_another_head():
+def test_features_and_any_head_make_the_logits_of_any_kind_of_ids():
     model, ids = make_model(), make_ids(2, 7)
     features = model.features(ids)
+    assert features.shape == (2, 7, 24)
+    assert torch.equal(model.out_head(features), model(ids))
+    assert torch.equal(model(ids.int()), model(ids))
     model.out_head = nn.Linear(24, 2)
     assert torch.equal(model.features(ids), features)
     assert model(ids).shape == (2, 7, 2)
-
-
-def test_int32_ids_are_ids():
-    model, ids = make_model(), make_ids(2, 7)
-    assert torch.equal(model(ids.int()), model(ids))
 
 
 def test_dropout_acts_in_training_only():
@@ -379,34 +355,36 @@ def test_a_seed_always_gives_the_same_initial_weights(tied):
 @pytest.mark.parametrize(
     "change, error, words",
     [
-        ({"n_head": 3}, KeyError, ["'n_head'", "'n_heads'"]),
-        ({"N_LAYERS": 3}, KeyError, ["'N_LAYERS'", "'n_layers'"]),
-        ({"tied_weights": True}, KeyError, ["'tied_weights'", "'tie_weights'"]),
-        ({"zzz": 1}, KeyError, ["'zzz'", "vocab_size", "tie_weights"]),
-        ({"vocab_size": 0}, ValueError, ["vocab_size", "1 or more", "0"]),
-        ({"n_layers": -2}, ValueError, ["n_layers", "-2"]),
-        ({"context_length": 16.0}, TypeError, ["context_length", "16.0"]),
-        ({"emb_dim": "24"}, TypeError, ["emb_dim", "'24'"]),
-        ({"n_heads": True}, TypeError, ["n_heads", "True"]),
-        ({"n_heads": 5}, ValueError, ["24", "5", "4 or 6"]),
-        ({"emb_dim": 768, "n_heads": 10}, ValueError, ["768", "10", "8 or 12"]),
-        ({"emb_dim": 7, "n_heads": 9}, ValueError, ["7", "9", "1 or 7"]),
-        ({"drop_rate": 1.0}, ValueError, ["drop_rate", "[0, 1)", "1.0"]),
-        ({"drop_rate": 10}, ValueError, ["drop_rate", "10"]),
-        ({"drop_rate": -0.1}, ValueError, ["drop_rate", "-0.1"]),
-        ({"drop_rate": float("nan")}, ValueError, ["drop_rate", "nan"]),
-        ({"drop_rate": "0.1"}, TypeError, ["drop_rate", "'0.1'"]),
-        ({"drop_rate": False}, TypeError, ["drop_rate", "False"]),
-        ({"qkv_bias": 1}, TypeError, ["qkv_bias", "1"]),
-        ({"tie_weights": None}, TypeError, ["tie_weights", "None"]),
+        ({"n_head": 3}, KeyError, "'n_head' 'n_heads'"),
+        ({"N_LAYERS": 3}, KeyError, "'N_LAYERS' 'n_layers'"),
+        ({"tied_weights": True}, KeyError, "'tied_weights' 'tie_weights'"),
+        ({"zzz": 1}, KeyError, "'zzz' vocab_size tie_weights"),
+        ({"vocab_size": 0}, ValueError, "vocab_size more 0"),
+        ({"n_layers": -2}, ValueError, "n_layers -2"),
+        ({"context_length": 16.0}, TypeError, "context_length 16.0"),
+        ({"emb_dim": "24"}, TypeError, "emb_dim '24'"),
+        ({"n_heads": True}, TypeError, "n_heads True"),
+        ({"n_heads": 5}, ValueError, "24 5 4 6"),
+        ({"emb_dim": 768, "n_heads": 10}, ValueError, "768 10 8 12"),
+        ({"emb_dim": 7, "n_heads": 9}, ValueError, "7 9 1"),
+        ({"drop_rate": 1.0}, ValueError, "drop_rate [0, 1) 1.0"),
+        ({"drop_rate": 10}, ValueError, "drop_rate 10"),
+        ({"drop_rate": -0.1}, ValueError, "drop_rate -0.1"),
+        ({"drop_rate": float("nan")}, ValueError, "drop_rate nan"),
+        ({"drop_rate": "0.1"}, TypeError, "drop_rate '0.1'"),
+        ({"drop_rate": False}, TypeError, "drop_rate False"),
+        ({"qkv_bias": 1}, TypeError, "qkv_bias 1"),
+        ({"tie_weights": None}, TypeError, "tie_weights None"),
+        (["vocab_size"], TypeError, "dict vocab_size 61"),
     ],
     ids=str,
 )
 def test_a_wrong_setting_is_named_with_its_remedy(change, error, words):
+    cfg = {**TINY, **change} if isinstance(change, dict) else [("vocab_size", 61)]
     with pytest.raises(error) as caught:
-        GPTModel({**TINY, **change})
+        GPTModel(cfg) if isinstance(change, dict) else check_config(cfg)
     message = caught.value.args[0]
-    assert all(word in message for word in words), message
+    assert all(word in message for word in words.split()), message
 
 
 @pytest.mark.parametrize("key", list(TINY))
@@ -422,11 +400,6 @@ def test_the_guard_knows_the_keys_that_a_config_has():
     assert set(guards._CONFIG_KEYS) == set(GPTConfig.__annotations__)
     assert set(guards._CONFIG_EXAMPLES) == GPTConfig.__required_keys__
     assert guards._CONFIG_EXAMPLES == GPT_CONFIG_124M
-
-
-def test_settings_must_be_a_dict():
-    with pytest.raises(TypeError, match="a dict like .*vocab_size.*61"):
-        check_config([("vocab_size", 61)])
 
 
 @given(C=st.integers(1, 200), H=st.integers(1, 200))
@@ -451,38 +424,28 @@ def test_the_model_keeps_its_own_copy_of_the_settings():
 # What goes in
 
 
-@pytest.mark.parametrize(
-    "ids, error, words",
-    [
-        (torch.tensor([[0, 61]]), IndexError, ["61", "vocab_size is 61", "0 to 60"]),
-        (torch.tensor([[3, -1]]), IndexError, ["-1", "vocab_size is 61"]),
-        (torch.tensor([1, 2, 3]), ValueError, ["(3,)", "unsqueeze(0)"]),
-        (torch.zeros(1, 2, 3, dtype=torch.long), ValueError, ["(1, 2, 3)"]),
-        (
-            torch.zeros(2, 0, dtype=torch.long),
-            ValueError,
-            ["at least one token", "(2, 0)"],
-        ),
-        (torch.zeros(1, 17, dtype=torch.long), ValueError, ["17", "16", "-16:"]),
-        (torch.zeros(1, 3), TypeError, ["torch.float32", ".long()"]),
-        (torch.zeros(1, 3, dtype=torch.bool), TypeError, ["torch.bool"]),
-        ([[1, 2]], TypeError, ["list"]),
-    ],
-    ids=lambda value: str(getattr(value, "shape", "")) or None,
-)
+LONG = {"dtype": torch.long}
+WRONG_IDS = [
+    (torch.tensor([[0, 61]]), IndexError, "61 vocab_size 0 60"),
+    (torch.tensor([[3, -1]]), IndexError, "-1 vocab_size 61"),
+    (torch.tensor([1, 2, 3]), ValueError, "(3,) unsqueeze(0)"),
+    (torch.zeros(1, 2, 3, **LONG), ValueError, "(1, 2, 3)"),
+    (torch.zeros(2, 0, **LONG), ValueError, "at least one token (2, 0)"),
+    (torch.zeros(1, 17, **LONG), ValueError, "17 16 -16:"),
+    (torch.zeros(1, 3), TypeError, "torch.float32 .long()"),
+    (torch.zeros(1, 3, dtype=torch.bool), TypeError, "torch.bool"),
+    ([[1, 2]], TypeError, "list"),
+]
+
+
+@pytest.mark.parametrize("ids, error, words", WRONG_IDS, ids=range(len(WRONG_IDS)))
 def test_wrong_ids_are_refused(ids, error, words):
     model = make_model()
     for call in (model, model.features):
         with pytest.raises(error) as caught:
             call(ids)
-        message = str(caught.value)
-        assert all(word in message for word in words), message
-
-
-def test_an_unknown_id_is_reported_without_torchs_own_error():
-    with pytest.raises(IndexError, match="vocab_size is 61") as caught:
-        make_model()(torch.tensor([[61]]))
-    assert caught.value.__context__ is None
+        assert all(word in str(caught.value) for word in words.split())
+        assert caught.value.__context__ is None  # no error of torch's own
 
 
 def test_an_index_error_of_another_cause_is_passed_on():
@@ -612,22 +575,21 @@ def test_generation_needs_no_gradient_and_leaves_the_prompt_alone():
     assert recorded == [False] * 4
 
 
+NO_IDS = {"idx": torch.zeros(1, 0, dtype=torch.long)}
+
+
 @pytest.mark.parametrize(
     "change, error, words",
     [
-        ({"idx": torch.zeros(1, 0, dtype=torch.long)}, ValueError, ["at least one"]),
-        (
-            {"idx": torch.zeros(1, 0, dtype=torch.long), "max_new_tokens": 0},
-            ValueError,
-            ["at least one"],
-        ),
-        ({"idx": torch.tensor([1, 2])}, ValueError, ["(B, T)", "(2,)"]),
-        ({"idx": [[1, 2]]}, TypeError, ["list"]),
-        ({"idx": torch.tensor([[61]])}, IndexError, ["61"]),
-        ({"context_size": 17}, ValueError, ["context_size", "17", "context_length 16"]),
-        ({"context_size": 0}, ValueError, ["between 1 and", "0"]),
-        ({"context_size": -3}, ValueError, ["between 1 and", "-3"]),
-        ({"max_new_tokens": -1}, ValueError, ["max_new_tokens", "-1"]),
+        (NO_IDS, ValueError, "at least one"),
+        ({**NO_IDS, "max_new_tokens": 0}, ValueError, "at least one"),
+        ({"idx": torch.tensor([1, 2])}, ValueError, "(B, T) (2,)"),
+        ({"idx": [[1, 2]]}, TypeError, "list"),
+        ({"idx": torch.tensor([[61]])}, IndexError, "61"),
+        ({"context_size": 17}, ValueError, "context_size 17 context_length 16"),
+        ({"context_size": 0}, ValueError, "between 1 and 0"),
+        ({"context_size": -3}, ValueError, "between 1 and -3"),
+        ({"max_new_tokens": -1}, ValueError, "max_new_tokens -1"),
     ],
     ids=str,
 )
@@ -636,8 +598,7 @@ def test_wrong_requests_to_generate_are_refused(change, error, words, use_cache)
     request = {"idx": make_ids(1, 3), "max_new_tokens": 2, "context_size": 16}
     with pytest.raises(error) as caught:
         generate_text_simple(make_model(), **{**request, **change}, use_cache=use_cache)
-    message = str(caught.value)
-    assert all(word in message for word in words), message
+    assert all(word in str(caught.value) for word in words.split())
 
 
 def test_a_cache_that_has_seen_the_text_is_refused():

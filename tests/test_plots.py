@@ -103,18 +103,6 @@ def test_show_refuses_a_figure_without_text_and_a_text_without_figure(shown):
     assert shown == []
 
 
-def test_show_stores_the_text_in_a_kernel(tmp_path):
-    from nbclient import NotebookClient
-
-    code = (
-        "import matplotlib.pyplot as plt\nfrom shared import plots\nplots.use_style()\n"
-        "plt.plot([0, 1])\nplots.show('Two points: the second lies higher.')"
-    )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert len(pictures(notebook)) == 1 and problems(notebook) == []
-
-
 def brightness(color):
     """Relative luminance of a colour, as WCAG 2.2 defines it."""
     linear = [

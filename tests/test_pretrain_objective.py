@@ -123,7 +123,7 @@ def test_guided_heads_learn_to_copy_a_random_text(monkeypatch):
         gpt = small_gpt(seed=3)
         loss = Objective(gpt, [None], guided=True)
         optimizer = torch.optim.AdamW(gpt.parameters(), 3e-3)
-        for step in range(300):
+        for step in range(200):
             ids = random_text_twice(32, T // 2, V, seed=step)
             loss(ids[:, :-1], ids[:, 1:], 0, guided).backward()
             optimizer.step()

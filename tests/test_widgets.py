@@ -1,8 +1,5 @@
 """Pictures with controls: right numbers, other pictures when moved, nothing random."""
 
-import subprocess
-import sys
-
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
@@ -15,7 +12,6 @@ from shared.ch02 import BPETokenizer, split_words
 from shared.ch03 import CausalAttention, SelfAttention_v2
 from shared.ch05 import next_token_probabilities
 from tools.course import run
-from tools.export import ROOT
 
 TOKENS = ["Soft", "rain", "fell", "on", "the", "roof"]
 SENTENCE = "Those boys weighed 🙂 naïve shillings."
@@ -212,20 +208,13 @@ if name == 'tokenizer':
 """
 
 
-@pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
-    """A notebook of all four: each as it is, and again, moved by the next cell."""
-    path = tmp_path_factory.mktemp("live") / "live.ipynb"
-    (path.parent / "conftest.py").write_text((ROOT / "conftest.py").read_text())
+def test_a_kernel_stores_one_picture_of_each_and_moves_it_in_place(tmp_path):
+    """Each as it is, and again, moved by the next cell."""
     calls = [f"live = widgets.{name}{given}\nlive" for name, given in CELLS.items()]
-    sources = [[call, call, MOVE] for call in calls]
-    cells = map(new_code_cell, [HEAD, *sum(sources, [])])
-    nbformat.write(new_notebook(cells=list(cells)), path)
-    assert run(path, write=True).error is None
-    return path
-
-
-def test_a_kernel_stores_one_picture_of_each_and_moves_it_in_place(notebook):
+    sources = [HEAD, *(source for call in calls for source in (call, call, MOVE))]
+    notebook = tmp_path / "live.ipynb"
+    nbformat.write(new_notebook(cells=list(map(new_code_cell, sources))), notebook)
+    assert run(notebook, write=True).error is None
     cells = nbformat.read(notebook, as_version=4).cells[1:]
     for still, moved, move in zip(cells[::3], cells[1::3], cells[2::3], strict=True):
         assert [output.output_type for output in still.outputs] == ["display_data"]
@@ -234,14 +223,3 @@ def test_a_kernel_stores_one_picture_of_each_and_moves_it_in_place(notebook):
         assert still.outputs[0].data["image/png"] != moved.outputs[0].data["image/png"]
         assert still.outputs[0].metadata != moved.outputs[0].metadata
         assert move.outputs == []
-
-
-def test_a_stored_notebook_is_the_same_twice(notebook):
-    before = notebook.read_bytes()
-    assert run(notebook, write=True).error is None
-    assert notebook.read_bytes() == before
-    command = [sys.executable, "-m", "pytest", "--nbval", "-q", notebook.name]
-    done = subprocess.run(
-        command, cwd=notebook.parent, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout
