@@ -93,11 +93,15 @@ def test_no_test_reaches_the_network():
 
 @pytest.mark.parametrize("worker", [True, False])
 def test_of_two_processes_the_longest_files_come_first(worker):
-    names = {path.name for path in ROOT.glob("*/*")}
-    assert set(conftest.LONGEST_FIRST) <= names
-    given = ["test_a.py", "test_b.py", *reversed(conftest.LONGEST_FIRST), "test_a.py"]
-    items = [SimpleNamespace(path=Path(name)) for name in given]
+    paths = [
+        list(ROOT.glob(f if "/" in f else f"*/{f}")) for f in conftest.LONGEST_FIRST
+    ]
+    assert all(len(found) == 1 for found in paths)  # each is there, and only once
+    longest = [path for found in paths for path in found]
+    a, b = ROOT / "tests/test_a.py", ROOT / "appendix_d_training/deeper.ipynb"
+    given = [a, b, *reversed(longest), a]
+    items = [SimpleNamespace(path=path) for path in given]
     config = SimpleNamespace(**{"workerinput": {}} if worker else {})
     conftest.pytest_collection_modifyitems(config, items)
-    ordered = [*conftest.LONGEST_FIRST, "test_a.py", "test_b.py", "test_a.py"]
-    assert [item.path.name for item in items] == (ordered if worker else given)
+    ordered = [*longest, a, b, a]
+    assert [item.path for item in items] == (ordered if worker else given)
