@@ -3,8 +3,6 @@
 import ast
 import hashlib
 import inspect
-import os
-from pathlib import Path
 
 import pytest
 import tiktoken
@@ -111,19 +109,18 @@ def test_the_books_sentence(verdict):
     )
 
 
+@given(any_text | pieces_of_text)
+def test_split_text_loses_nothing_but_white_space(text):
+    tokens = split_text(text)
+    assert "".join(tokens) == "".join(text.split())
+    assert all(token and not any(c.isspace() for c in token) for token in tokens)
+
+
 def test_split_text_cuts_at_marks_and_keeps_single_hyphens():
     line = 'Oh--"well-known," isn\'t it? (No: no; _no_!)'
     assert split_text(line) == (
         'Oh -- " well-known , " isn \' t it ? ( No : no ; _ no _ ! )'.split()
     )
-    assert split_text("") == split_text(" \n\t") == []
-
-
-@given(any_text)
-def test_split_text_loses_nothing_but_white_space(text):
-    tokens = split_text(text)
-    assert "".join(tokens) == "".join(text.split())
-    assert all(token and not any(c.isspace() for c in token) for token in tokens)
 
 
 def test_vocabulary_is_sorted_and_special_tokens_come_last():
@@ -163,27 +160,19 @@ def test_version_2_finds_the_end_of_text_between_words():
     assert tokenizer.encode(tokenizer.decode(ids)) == ids
 
 
-def test_decode_takes_tensors():
-    tokenizer = SimpleTokenizerV1({"a": 0, "b": 1})
-    assert tokenizer.decode(torch.tensor([1, 0])) == "b a"
+@pytest.mark.parametrize("kind", [SimpleTokenizerV1, SimpleTokenizerV2])
+def test_decode_takes_tensors_and_names_an_unknown_id(kind):
+    tokenizer = kind({"a": 0, UNKNOWN: 1})
+    assert tokenizer.decode(torch.tensor([0, 0])) == "a a"
     assert tokenizer.decode([]) == ""
+    for unknown in (2, -1):
+        with pytest.raises(KeyError, match=f"has the id {unknown}; .* 2 tokens"):
+            tokenizer.decode([0, unknown])
 
 
-def test_version_1_names_the_unknown_word_and_version_2():
+def test_unknown_words_are_named_and_version_2_needs_a_token_for_them():
     with pytest.raises(KeyError, match="'snowmobile'.*SimpleTokenizerV2"):
         SimpleTokenizerV1({"a": 0}).encode("a snowmobile")
-
-
-@pytest.mark.parametrize("unknown_id", [2, -1])
-@pytest.mark.parametrize("kind", [SimpleTokenizerV1, SimpleTokenizerV2])
-def test_decode_names_the_unknown_id(kind, unknown_id):
-    with pytest.raises(
-        KeyError, match=f"no token has the id {unknown_id}; .* 2 tokens"
-    ):
-        kind({"a": 0, UNKNOWN: 1}).decode([0, unknown_id])
-
-
-def test_version_2_needs_the_unknown_token():
     with pytest.raises(ValueError, match=r"1 tokens lacks '<\|unk\|>'; make one"):
         SimpleTokenizerV2({"a": 0})
 
@@ -230,21 +219,11 @@ def test_encodes_like_tiktoken(published):
     on_fuzzed_text()
 
 
-@given(any_text)
-def test_byte_pair_encoding_loses_nothing(text):
-    tokenizer = get_tokenizer()
-    assert tokenizer.decode(tokenizer.encode(text, disallowed_special=())) == text
-
-
-def test_tokenizer_is_made_once():
-    assert get_tokenizer() is get_tokenizer()
-
-
-def test_tokenizer_writes_nowhere(tmp_path):
+def test_tokenizer_is_made_once_and_writes_nowhere(tmp_path):
     """tiktoken's own reader would leave copies in a cache; ours must not."""
-    names = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "TMPDIR")
+    assert get_tokenizer() is get_tokenizer()
     with pytest.MonkeyPatch.context() as patch:
-        for name in names:
+        for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "TMPDIR"):
             patch.setenv(name, str(tmp_path))
         get_tokenizer.__wrapped__()
     assert list(tmp_path.iterdir()) == []
@@ -279,14 +258,6 @@ def test_windows_are_those_of_a_loop(size):
         assert targets.tolist() == list(range(start + 1, start + max_length + 1))
 
 
-@given(sizes)
-def test_neighbours_overlap_by_what_the_stride_leaves(size):
-    _, max_length, stride = size
-    dataset = windows(max_length + stride + 1, max_length, stride)
-    first, second = (set(dataset[i][0].tolist()) for i in (0, 1))
-    assert len(first & second) == max(0, max_length - stride)
-
-
 def test_windows_share_one_list_of_ids():
     dataset = windows(n=1000, max_length=100, stride=1)
     storages = [t.untyped_storage() for t in (dataset.inputs, dataset.targets)]
@@ -295,25 +266,20 @@ def test_windows_share_one_list_of_ids():
     assert dataset.inputs.dtype == torch.int64
 
 
-def test_out_of_range_window_is_an_index_error():
-    with pytest.raises(IndexError):
-        windows(n=5, max_length=4, stride=1)[1]
-
-
-@pytest.mark.parametrize("text", ["", "word"])
-def test_too_short_text_without_any_window(text):
-    n = len(get_tokenizer().encode(text))
-    with pytest.raises(ValueError) as raised:
-        create_dataloader_v1(text, max_length=4)
-    assert f"the text has {n} tokens" in str(raised.value)
-    assert "max_length 4 and its target need 5; use a longer text" in str(raised.value)
-    assert "at most" not in str(raised.value)
-
-
-def test_too_short_text_says_which_max_length_would_do():
+def test_texts_without_a_window_say_what_would_do():
+    for text in ("", "word"):
+        n = len(get_tokenizer().encode(text))
+        message = (
+            f"has {n} tokens.*max_length 4 and its target need 5; use a longer text"
+        )
+        with pytest.raises(ValueError, match=message) as raised:
+            create_dataloader_v1(text, max_length=4)
+        assert "at most" not in str(raised.value)
     with pytest.raises(ValueError, match="has 8 tokens.* max_length at most 7"):
         windows(n=8, max_length=8, stride=1)
     assert len(windows(n=8, max_length=7, stride=1)) == 1
+    with pytest.raises(IndexError):
+        windows(n=8, max_length=7, stride=1)[1]
 
 
 @pytest.mark.parametrize("name", ["max_length", "stride", "batch_size"])
@@ -339,26 +305,18 @@ def test_dropping_everything_is_an_error():
 
 def test_the_calls_of_the_books_readers():
     story = data.load_text("short-story")
-    loader = create_dataloader_v1(
-        story,
-        batch_size=4,
-        max_length=256,
-        stride=128,
-        shuffle=True,
-        drop_last=True,
-        num_workers=0,
-    )
-    inputs, targets = next(iter(loader))
-    assert inputs.shape == targets.shape == (4, 256)
-    by_place = create_dataloader_v1(story, 4, 256, 128, True, True, 0)
-    by_default = create_dataloader_v1(story)
-    assert len(loader) == len(by_place) == len(by_default) == 9
-    small = create_dataloader_v1(
-        story, batch_size=1, max_length=4, stride=1, shuffle=False
-    )
-    inputs, targets = next(iter(small))
-    assert inputs.tolist() == [get_tokenizer().encode(story[:40])[:4]]
-    assert targets[:, :-1].tolist() == inputs[:, 1:].tolist()
+    loaders = [
+        create_dataloader_v1(story),
+        create_dataloader_v1(story, 4, 256, 128, True, True, 0),
+        create_dataloader_v1(
+            story,
+            **{"batch_size": 4, "max_length": 256, "stride": 128, "shuffle": True},
+            **{"drop_last": True, "num_workers": 0},
+        ),
+    ]
+    for loader in loaders:
+        inputs, targets = next(iter(loader))
+        assert inputs.shape == targets.shape == (4, 256) and len(loader) == 9
 
 
 def batches(epochs=2, seed=1, **options):
@@ -374,12 +332,6 @@ def batches(epochs=2, seed=1, **options):
 
 def same(left, right):
     return len(left) == len(right) and all(map(torch.equal, left, right))
-
-
-def test_batches_have_the_shape_and_the_shift():
-    for batch in batches(epochs=1):
-        assert batch.shape == (2, 4, 16)
-        assert torch.equal(batch[0, :, 1:], batch[1, :, :-1])
 
 
 def test_same_seed_same_order_whatever_else_draws():
@@ -402,9 +354,11 @@ def test_each_epoch_has_its_own_order_of_the_same_windows():
 
 
 def test_without_shuffling_batches_follow_the_text():
-    inputs = [b[0] for b in batches(epochs=1, shuffle=False, stride=16, batch_size=1)]
+    found = batches(epochs=1, shuffle=False, stride=16, batch_size=1)
+    assert all(torch.equal(b[0, :, 1:], b[1, :, :-1]) for b in found)
     ids = get_tokenizer().encode(data.load_text("short-story"))
-    assert torch.cat(inputs).flatten().tolist() == ids[: 16 * len(inputs)]
+    inputs = torch.cat([batch[0] for batch in found]).flatten()
+    assert inputs.tolist() == ids[: 16 * len(found)]
 
 
 def test_workers_change_nothing():
@@ -416,16 +370,6 @@ def test_last_batch():
     windows_in_all = sum(batch.shape[1] for batch in whole)
     assert windows_in_all % 7 != 0, "choose another batch_size for this test"
     assert len(batches(epochs=1, batch_size=7)) == len(whole) - 1
-
-
-def test_the_mirror_of_tiktokens_cache():
-    """Where a filled cache of tiktoken's exists, `get_encoding` itself agrees."""
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", "")
-    names = [hashlib.sha1(u.encode()).hexdigest() for u, _ in TIKTOKEN_FILES.values()]
-    if not folder or not all((Path(folder) / name).is_file() for name in names):
-        pytest.skip("TIKTOKEN_CACHE_DIR names no folder with tiktoken's GPT-2 files")
-    story = data.load_text("short-story")
-    assert tiktoken.get_encoding("gpt2").encode(story) == get_tokenizer().encode(story)
 
 
 # Drawings

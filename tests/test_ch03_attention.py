@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -132,13 +132,10 @@ def test_outputs_and_gradients_of_nn_multihead_attention(num_heads, bias):
     )
 
 
-def test_output_width_may_differ_from_input_width():
+def test_widths_and_gpt2_smalls_number_of_parameters():
     x = torch.randn(B, T, C)
     assert MultiHeadAttention(C, 20, T, 0.0, num_heads=5)(x).shape == (B, T, 20)
     assert MultiHeadAttentionWrapper(C, 20, T, 0.0, 5)(x).shape == (B, T, 100)
-
-
-def test_gpt2_small_has_the_published_number_of_parameters():
     layer = MultiHeadAttention(768, 768, 1024, 0.1, num_heads=12)
     assert sum(p.numel() for p in layer.parameters()) == 2_360_064
 
@@ -156,12 +153,7 @@ def test_a_change_never_moves_earlier_outputs(kind, changed):
     assert torch.equal(before[:, :changed], after[:, :changed])
     moved = (before[:, changed:] != after[:, changed:]).any(dim=-1)
     assert moved.all(), "every later output depends on the token that was changed"
-
-
-@every_kind
-def test_a_shorter_text_has_the_outputs_of_the_longer_ones_beginning(kind):
-    layer, x = make(kind), torch.randn(B, T, C)
-    torch.testing.assert_close(layer(x[:, :4]), layer(x)[:, :4])
+    torch.testing.assert_close(layer(x[:, :changed]), before[:, :changed])
 
 
 @every_kind
@@ -197,6 +189,7 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean(kind):
 
 @settings(max_examples=40, deadline=None)
 @given(pieces=st.lists(st.integers(1, 5), min_size=1, max_size=8))
+@example(pieces=[1] * 7)
 def test_cached_equals_uncached_in_pieces_of_any_size(pieces):
     length = sum(pieces)
     layer = make("fused", context_length=length).double()
@@ -204,12 +197,6 @@ def test_cached_equals_uncached_in_pieces_of_any_size(pieces):
     cache = KVCache(max_length=length)
     parts = [layer(piece, cache) for piece in x.split(pieces, dim=1)]
     assert cache.length == length
-    torch.testing.assert_close(torch.cat(parts, dim=1), layer(x))
-
-
-def test_cached_equals_uncached_token_by_token():
-    layer, x, cache = make("fused"), torch.randn(B, T, C), KVCache(T)
-    parts = [layer(x[:, t : t + 1], cache) for t in range(T)]
     torch.testing.assert_close(torch.cat(parts, dim=1), layer(x))
 
 
@@ -232,32 +219,20 @@ def test_a_cache_says_what_new_tokens_may_attend_to():
     assert cache.mask(1) is None, "a single token attends to all"
 
 
-def test_a_full_cache_says_so_and_stays_as_it_was():
+def test_what_a_cache_refuses_and_that_it_stays_as_it_was():
     cache, (keys, values) = KVCache(2), torch.randn(2, B, H, 3, 4)
-    kept, _ = cache.append(keys[:, :, :2], values[:, :, :2])
+    cache.append(keys[:, :, :1], values[:, :, :1])
+    with pytest.raises(
+        ValueError, match=r"\(1, 4, 1, 4\) cannot follow .*\(3, 4, 1, 4\)"
+    ):
+        cache.append(keys[:1, :, :1], values[:1, :, :1])
+    kept, _ = cache.append(keys[:, :, 1:2], values[:, :, 1:2])
     before = kept.clone()
     with pytest.raises(ValueError, match="holds 2 tokens, not 3; make a larger one"):
         cache.append(keys[:, :, 2:], values[:, :, 2:])
     assert cache.length == 2 and torch.equal(cache.keys, before)
-
-
-def test_a_full_cache_is_refused_by_the_layer():
-    layer, x = make("fused"), torch.randn(B, T, C)
     with pytest.raises(ValueError, match="holds 3 tokens, not 4"):
-        layer(x[:, :4], KVCache(3))
-
-
-def test_a_cache_refuses_keys_of_another_batch():
-    cache = KVCache(4)
-    cache.append(torch.randn(B, H, 1, 4), torch.randn(B, H, 1, 4))
-    with pytest.raises(
-        ValueError, match=r"\(1, 4, 1, 4\) cannot follow .*\(3, 4, 1, 4\)"
-    ):
-        cache.append(torch.randn(1, H, 1, 4), torch.randn(1, H, 1, 4))
-    assert cache.length == 1
-
-
-def test_a_cache_needs_room():
+        make("fused")(torch.randn(B, 4, C), KVCache(3))
     with pytest.raises(ValueError, match="max_length 0 is below 1"):
         KVCache(0)
 
@@ -335,23 +310,16 @@ def test_an_unknown_entry_is_still_refused():
         layer.load_state_dict({**layer.state_dict(), "masks": torch.ones(1)})
 
 
-def test_causal_attention_loads_the_books_mask():
-    layer = make("single")
-    stored = {**layer.state_dict(), "mask": torch.triu(torch.ones(T, T), diagonal=1)}
-    other = make("single")
-    other.load_state_dict(stored)
-    x = torch.randn(B, T, C)
+def test_single_heads_copies_and_pickles_load_the_mask_too():
+    mask = {"mask": torch.triu(torch.ones(T, T), diagonal=1)}
+    layer, other, x = make("single"), make("single"), torch.randn(B, T, C)
+    other.load_state_dict({**layer.state_dict(), **mask})
     torch.testing.assert_close(other(x), layer(x))
-
-
-def test_copies_and_pickles_load_the_mask_too():
-    layer = make("fused")
-    buffer = io.BytesIO()
+    layer, buffer = make("fused"), io.BytesIO()
     torch.save(layer, buffer)
     buffer.seek(0)
-    stored = {**layer.state_dict(), "mask": torch.ones(T, T)}
     for other in (copy.deepcopy(layer), torch.load(buffer, weights_only=False)):
-        other.load_state_dict(stored)
+        other.load_state_dict({**layer.state_dict(), **mask})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -366,20 +334,13 @@ def test_other_number_formats(kind, dtype):
 
 
 def test_width_not_divisible_by_heads():
-    message = (
-        "d_out 768 is not divisible by num_heads 10; choose a divisor such as 8 or 12"
-    )
+    message = "d_out 768 is not divisible by num_heads 10; choose .* such as 8 or 12"
     with pytest.raises(ValueError, match=message):
         MultiHeadAttention(768, 768, 1024, 0.1, num_heads=10)
     with pytest.raises(ValueError, match="d_out 4 .* num_heads 8; .* such as 2 or 4"):
         MultiHeadAttention(4, 4, 8, 0.0, num_heads=8)
-
-
-def test_another_chapters_names_in_the_message_about_divisors():
-    message = (
-        "emb_dim 10 is not divisible by n_heads 4; choose a divisor such as 2 or 5"
-    )
-    with pytest.raises(ValueError, match=message):
+    message = "emb_dim 10 is not divisible by n_heads 4; choose .* such as 2 or 5"
+    with pytest.raises(ValueError, match=message):  # another chapter's names
         guards.check_divisible(10, 4, "emb_dim", "n_heads")
 
 
