@@ -24,7 +24,8 @@ from types import SimpleNamespace
 import models
 import pytest
 import torch
-from models import nudged_gpt
+import torch.nn.functional as F
+from models import Letters, nudged_gpt
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -278,25 +279,22 @@ def test_processes_that_fetch_at_once_all_get_the_file(diary, kind):
 # --- Writing --------------------------------------------------------------------------
 
 
-def small_tokenizers():
-    """Two tokenizers of different merges."""
-    tokenizers = [BPETokenizer(), BPETokenizer()]
-    for tokenizer, text in zip(
-        tokenizers, ("hug pug hugs", "a nut, nuts"), strict=True
-    ):
-        tokenizer.train(text, 260)
-    return tokenizers
+def small_tokenizer(text):
+    tokenizer = BPETokenizer()
+    tokenizer.train(text, 260)
+    return tokenizer
 
 
-TOKENIZERS = small_tokenizers()
+TOKENIZERS = [small_tokenizer("hug pug hugs"), small_tokenizer("a nut, nuts")]
 # Each writes the first or the second version of something.
 WRITERS = {
     "text": lambda path, n: write_atomically(path, f"{n}" * 10**5),
     "checkpoint": lambda path, n: save_checkpoint(path, MODELS[n]),
     "weights": lambda path, n: save_gpt2_folder(MODELS[n], path),
-    "tokenizer.json": lambda path, n: TOKENIZERS[n].save(path),
-    "tokenizer.tiktoken": lambda path, n: TOKENIZERS[n].save(path),
-    "tokenizer": lambda path, n: TOKENIZERS[n].save(path),
+    **dict.fromkeys(
+        ("tokenizer.json", "tokenizer.tiktoken", "tokenizer"),
+        lambda path, n: TOKENIZERS[n].save(path),
+    ),
 }
 
 
@@ -506,18 +504,12 @@ class Bait:
         return os.mkdir, (self.path,)
 
 
-def tiny_gpt():
-    return nudged_gpt(CONFIG)
-
-
 # By the name of the file that holds a pickle: what might load it.
 READERS = {
     "a.safetensors": [
-        TensorFile,
-        lambda path: load_checkpoint(path, tiny_gpt()),
-        model_from_checkpoint,
-        load_classifier,
-        lambda path: load_instructed(path, tiny_gpt()),
+        *(TensorFile, model_from_checkpoint, load_classifier),
+        lambda path: load_checkpoint(path, nudged_gpt(CONFIG)),
+        lambda path: load_instructed(path, nudged_gpt(CONFIG)),
     ],
     "model.safetensors": [lambda path: read_gpt2_folder(path.parent)],
     "config.json": [lambda path: read_gpt2_folder(path.parent)],
@@ -536,7 +528,7 @@ def test_a_pickle_in_the_place_of_a_file_is_refused_and_never_executed(
     tmp_path, name, form
 ):
     folder, eaten = tmp_path / "folder", tmp_path / "eaten"
-    save_gpt2_folder(tiny_gpt(), folder)
+    save_gpt2_folder(MODELS[0], folder)
     with zipfile.ZipFile(folder / "unused", "w"):
         pass
     for file, content in {"encoder.json": "{}", "vocab.bpe": "#version: 0.2\n"}.items():
@@ -560,16 +552,6 @@ def test_a_pickle_in_the_place_of_a_file_is_refused_and_never_executed(
 # --- Ctrl-C ---------------------------------------------------------------------------
 
 
-class Words:
-    """A tokenizer of single letters."""
-
-    def encode(self, text, allowed_special=()):
-        return [ord(letter) % 61 for letter in text]
-
-    def decode(self, ids):
-        return "".join(chr(97 + i % 26) for i in ids)
-
-
 def batches():
     """Six batches of windows, always in the same order."""
     ids = torch.randint(61, (12, 9), generator=torch.Generator().manual_seed(3))
@@ -586,15 +568,13 @@ def begin():
 def train(model, optimizer, num_epochs):
     loader = batches()
     return train_model_simple(
-        *(model, loader, loader, optimizer, "cpu", num_epochs, 5, 1, "ab", Words())
+        *(model, loader, loader, optimizer, "cpu", num_epochs, 5, 1, "ab", Letters())
     )
 
 
 def fingerprint(model):
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().numpy().tobytes())
-    return digest.hexdigest()
+    parts = [parameter.detach().numpy().tobytes() for parameter in model.parameters()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 @needs_fork
@@ -603,7 +583,7 @@ def test_ctrl_c_at_any_moment_leaves_a_whole_number_of_steps_to_go_on_from(tmp_p
     model, optimizer = begin()
     calm = [fingerprint(model)]
     hook = optimizer.register_step_post_hook(lambda *_: calm.append(fingerprint(model)))
-    train(model, optimizer, 25)
+    train(model, optimizer, 15)
     hook.remove()
     path, chance, stops = tmp_path / "run.safetensors", random.Random(0), set()
 
@@ -630,9 +610,7 @@ def test_ctrl_c_at_any_moment_leaves_a_whole_number_of_steps_to_go_on_from(tmp_p
             for inputs, targets in list(batches())[step % 6 :]:
                 optimizer.zero_grad()
                 logits = model.train()(inputs)
-                torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), targets.flatten()
-                ).backward()
+                F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
                 optimizer.step()
             assert fingerprint(model) == calm[step // 6 * 6 + 6]
             stops.add(step)

@@ -335,10 +335,8 @@ def test_loss_of_a_loader_is_per_token_and_ignores_minus_100():
             F.cross_entropy(theirs(x).flatten(0, 1), y.flatten()).item()
             for x, y in batches
         ]
-    for (x, y), loss in zip(batches, losses, strict=True):
-        assert calc_loss_batch(x, y, ours, "cpu").item() == pytest.approx(
-            loss, abs=1e-4
-        )
+    found = [calc_loss_batch(*pair, ours, "cpu").item() for pair in batches]
+    assert found == pytest.approx(losses, abs=1e-4)
     per_token, per_batch = (8 * losses[0] + 2 * losses[1]) / 10, sum(losses) / 2
     assert abs(per_token - per_batch) > 0.01
     assert calc_loss_loader(batches, ours, "cpu") == pytest.approx(per_token, abs=1e-4)
@@ -357,16 +355,9 @@ def test_training_as_in_the_book_and_its_looks(capsys):
     model = GPTModel(BOOK)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.1)
     train_losses, val_losses, tokens_seen = train_model_simple(
-        model,
-        train_loader,
-        val_loader,
-        optimizer,
-        "cpu",
-        num_epochs=1,
-        eval_freq=5,
-        eval_iter=1,
-        start_context="It was oak",
-        tokenizer=tokenizer,
+        *(model, train_loader, val_loader, optimizer, "cpu"),
+        **{"num_epochs": 1, "eval_freq": 5, "eval_iter": 1},
+        **{"start_context": "It was oak", "tokenizer": tokenizer},
     )
     steps = len(train_loader)
     assert tokens_seen == [*range(0, 256 * steps, 1280), 256 * steps]
@@ -384,15 +375,8 @@ def test_drawing_takes_the_books_arguments_in_its_order():
         torch.manual_seed(123)
         found = generate(ours, ids, 15, 32, *arguments)
         assert torch.equal(found, expected)
-    found = generate(
-        model=ours,
-        idx=ids,
-        max_new_tokens=15,
-        context_size=32,
-        temperature=0.0,
-        top_k=None,
-        eos_id=END,
-    )
+    named = {"model": ours, "idx": ids, "max_new_tokens": 15, "context_size": 32}
+    found = generate(**named, temperature=0.0, top_k=None, eos_id=END)
     assert torch.equal(found, expected)
 
 
@@ -531,14 +515,8 @@ def test_prompts_and_data_set_have_the_books_form():
 
 def test_instructions_are_trained_with_chapter_5s_loop(capsys):
     collate = partial(custom_collate_fn, device="cpu", allowed_max_length=64)
-    loader = DataLoader(
-        InstructionDataset([ENTRY, OTHER] * 4, tokenizer),
-        batch_size=4,
-        collate_fn=collate,
-        shuffle=True,
-        drop_last=True,
-        num_workers=0,
-    )
+    dataset = InstructionDataset([ENTRY, OTHER] * 4, tokenizer)
+    loader = DataLoader(dataset, 4, shuffle=True, collate_fn=collate, drop_last=True)
     inputs, targets = next(iter(loader))
     ends = (inputs == END).sum(dim=1)  # padding after a text: one end is a target
     assert torch.equal((targets == -100).sum(dim=1), ends)
@@ -561,9 +539,7 @@ def test_an_answer_is_cut_from_the_text_and_its_end_token_off():
         model.final_norm.scale.zero_()
         model.final_norm.shift.fill_(1.0)
         model.out_head.weight[END] = 1.0
-    token_ids = generate(
-        model=model, idx=ids, max_new_tokens=20, context_size=64, eos_id=END
-    )
+    token_ids = generate(model, ids, 20, context_size=64, eos_id=END)
     text = token_ids_to_text(token_ids, tokenizer)
     answer = text[len(prompt) :].replace("### Response:", "").strip()
     assert answer == "<|endoftext|>"  # the book's lines leave it there

@@ -69,6 +69,9 @@ def test_chapters_have_their_exported_modules():
     assert found == ["pretraining", "weights"]
     with pytest.raises(ValueError, match="no chapter 'ch99' exports a module"):
         mutants.modules_of("ch99")
+    assert mutants.tests_of("ch02", "bpe") == ["tests/test_ch02_bpe.py"]
+    writing = mutants.tests_of("appendix_f", "writing")
+    assert writing == ["tests/test_appendix_f_speed.py"]
 
 
 @pytest.fixture

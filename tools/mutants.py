@@ -137,6 +137,13 @@ def modules_of(chapter: str, root: Path = ROOT) -> list[Path]:
     return found
 
 
+def tests_of(chapter: str, module: str, root: Path = ROOT) -> list[str]:
+    """The tests that bear a module's name, or all of its chapter's."""
+    own = f"tests/test_{chapter}_{module}.py"
+    every = sorted(root.glob(f"tests/test_{chapter}_*.py"))
+    return [own] if (root / own).exists() else [f"tests/{x.name}" for x in every]
+
+
 def copy_of_course(folder: Path) -> Path:
     """Copy the course into a folder as it is now, with a link to its data."""
     leave_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "data")
@@ -223,8 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.sample is not None and options.sample < len(mutants):
                 drawn = random.Random(options.seed).sample(mutants, options.sample)
                 mutants = sorted(drawn, key=lambda mutant: mutant.line)
-            own = f"tests/test_{options.chapter}_{path.stem}.py"
-            tests = options.tests or [own]
+            tests = options.tests or tests_of(options.chapter, path.stem, root)
             survivors += try_mutants(root, path, mutants, tests)
             tried += len(mutants)
     killed = tried - len(survivors)
