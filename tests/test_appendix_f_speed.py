@@ -136,6 +136,25 @@ def test_under_autocast_the_loss_is_that_of_bfloat16_products():
     assert not torch.equal(found[0], exact[0])
 
 
+def test_sums_of_bfloat16_are_kept_in_float32():
+    features, weight, targets = torch.randn(6, 8), torch.randn(9, 8), make_ids(6) % 9
+    features, weight = features.bfloat16(), weight.bfloat16()
+    found = chunked_cross_entropy(features, weight, targets, 4)
+    wanted = F.cross_entropy((features @ weight.t()).float(), targets)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_results_are_where_the_features_are():
+    """And not on the device on which new tensors are made."""
+    model, x, last = make_model(), torch.randn(2, 5, 24), torch.tensor([4, 1])
+    features, weight, targets = torch.randn(6, 8), torch.randn(9, 8), make_ids(6) % 9
+    with torch.device("meta"):
+        loss = chunked_cross_entropy(features, weight, targets)
+        vectors = read_last(model.trf_blocks[0], x, last)
+    torch.testing.assert_close(loss, chunked_cross_entropy(features, weight, targets))
+    torch.testing.assert_close(vectors, model.trf_blocks[0](x)[range(2), last])
+
+
 @pytest.mark.parametrize(
     ("shapes", "chunk", "message"),
     [
@@ -156,13 +175,15 @@ def test_what_the_loss_refuses(shapes, chunk, message):
 # Finetuning without what is frozen
 
 PAD = 60
-PARTS = ["head", "last block"]
+PARTS = ["head", "last block", "two blocks"]
 
 
 def make_classifier(part, **changes):
     torch.manual_seed(3)
     classifier = GPTClassifier(make_model(**changes), pad_token_id=PAD)
-    set_trainable(classifier, part)
+    set_trainable(classifier, part.replace("two blocks", "last block"))
+    if part == "two blocks":
+        classifier.gpt.trf_blocks[-2].requires_grad_(True)
     return classifier
 
 
