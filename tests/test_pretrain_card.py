@@ -44,14 +44,23 @@ LOG = [
 ]
 
 
+def write_log(folder, log):
+    lines = "".join(json.dumps(line) + "\n" for line in log)
+    (folder / "log.jsonl").write_text(lines, encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch):
+    monkeypatch.setattr(card, "NEW_TOKENS", 3)
+
+
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     torch.manual_seed(123)
     save_gpt2_folder(GPTModel(CFG), folder / "model", dtype=torch.bfloat16)
-    lines = "".join(json.dumps(line) + "\n" for line in LOG)
-    (folder / "log.jsonl").write_text(lines, encoding="utf-8")
+    write_log(folder, LOG)
     return folder
 
 
@@ -64,8 +73,7 @@ def base(tmp_path):
     return folder
 
 
-def test_card_is_filled_in_and_the_rest_of_it_kept(run, base, monkeypatch):
-    monkeypatch.setattr(card, "NEW_TOKENS", 3)
+def test_card_is_filled_in_and_the_rest_of_it_kept(run, base):
     card.main([str(run), str(base)])
     text = (base / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"# A model\n\n{card.BEGIN}\n")
@@ -87,9 +95,8 @@ PROMPTS = ["A fox", "User: Hello\nAssistant:"]
 
 
 @pytest.fixture
-def writer(run, monkeypatch):
+def writer(run):
     """A run with a tokenizer of its own and with samples in its log."""
-    monkeypatch.setattr(card, "NEW_TOKENS", 3)
     tokenizer = BPETokenizer()
     tokenizer.train("a fox and a box and a fox", 260)
     tokenizer.save(run / "model" / TOKENIZER)
@@ -100,8 +107,7 @@ def writer(run, monkeypatch):
         texts = [f"A fox {'ran ' * step}```", f"{PROMPTS[1]}{' *hi*' * 30 * step}"]
         line = {"event": "sample", "step": step, "tokens": 32 * step, "texts": texts}
         log.insert(-1, line)
-    lines = "".join(json.dumps(line) + "\n" for line in log)
-    (run / "log.jsonl").write_text(lines, encoding="utf-8")
+    write_log(run, log)
     return run
 
 
@@ -145,8 +151,7 @@ def test_samples_become_a_page(writer, base):
     assert max(len(x) for x in page.splitlines() if "*hi*" in x) <= 88
 
 
-def test_without_samples_there_is_no_page(run, base, monkeypatch):
-    monkeypatch.setattr(card, "NEW_TOKENS", 3)
+def test_without_samples_there_is_no_page(run, base):
     card.main([str(run), str(base)])
     assert not (base / "growing_up.md").exists()
     text = (base / "README.md").read_text(encoding="utf-8")
@@ -167,8 +172,7 @@ def test_what_an_earlier_model_left_goes(writer, base):
     card.main([str(writer), str(writer), str(base)])
     save_gpt2_folder(GPTModel(CFG), writer / "model")
     (writer / "model" / TOKENIZER).unlink()
-    lines = "".join(json.dumps(line) + "\n" for line in LOG)
-    (writer / "log.jsonl").write_text(lines, encoding="utf-8")
+    write_log(writer, LOG)
     card.main([str(writer), str(base)])
     names = {"README.md", "config.json", "log-1.jsonl", "loss.png", "model.safetensors"}
     assert {path.name for path in base.iterdir()} == names
@@ -201,8 +205,7 @@ def test_samples_depend_on_their_seed_alone():
 
 
 def test_unfinished_run_is_refused(run, base):
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (run / "log.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    write_log(run, LOG[:-1])
     with pytest.raises(SystemExit, match="is not finished"):
         card.main([str(run), str(base)])
 
@@ -215,8 +218,7 @@ def test_card_without_marks_is_refused_and_kept(run, base):
     assert not (base / "model.safetensors").exists()
 
 
-def test_runs_that_go_on_from_each_other_are_counted_on(run, base, monkeypatch):
-    monkeypatch.setattr(card, "NEW_TOKENS", 3)
+def test_runs_that_go_on_from_each_other_are_counted_on(run, base):
     stages = [{"steps": 10, "vocabulary": 9}, {"steps": 10, "vocabulary": None}]
     settings = {"shards": "/some/where/shards", "initial": None, "stages": stages}
     log = json.loads(json.dumps(LOG))
@@ -224,8 +226,7 @@ def test_runs_that_go_on_from_each_other_are_counted_on(run, base, monkeypatch):
     log[2]["repeat"], log[4]["repeat"] = [10.0, 10.0], [10.0, 4.0]
     second = run.with_name("second")
     shutil.copytree(run, second)
-    lines = "".join(json.dumps(line) + "\n" for line in log)
-    (second / "log.jsonl").write_text(lines, encoding="utf-8")
+    write_log(second, log)
     card.main([str(run), str(second), str(base)])
     text = (base / "README.md").read_text(encoding="utf-8")
     assert "| tokens seen | 1,280 |" in text and "| training time | 4 minutes |" in text
@@ -247,10 +248,8 @@ def test_utilisation_is_of_the_highest_peak(run):
     log[0]["peak_flops"], log[1]["utilisation"] = 200.0, 0.3
     log.insert(2, {"event": "resume", "step": 10, "peak_flops": 50.0})
     log[4]["utilisation"] = 1.2
-    lines = "".join(json.dumps(line) + "\n" for line in log)
-    (run / "log.jsonl").write_text(lines, encoding="utf-8")
+    write_log(run, log)
     read = card.read_log(run)
     assert (read[1]["utilisation"], read[4]["utilisation"]) == (0.3, 0.3)
-    lines = "".join(json.dumps(line) + "\n" for line in read)
-    (run / "log.jsonl").write_text(lines, encoding="utf-8")
+    write_log(run, read)
     assert card.read_log(run) == read  # a log that was kept is not changed again
