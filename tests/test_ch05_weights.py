@@ -6,18 +6,19 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from functools import partialmethod
+from functools import cache, partialmethod
 from pathlib import Path
 
 import huggingface_hub
 import models
 import pytest
 import torch
-from models import nudged_gpt, same_weights
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from models import by_columns, nudged_gpt, same_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -65,11 +66,12 @@ def one_step(model, optimizer, seed=5):
     optimizer.step()
 
 
-def trained_run(path, optimizer=torch.optim.AdamW):
+def trained_run(path, optimizer=torch.optim.AdamW, **changes):
     """A model and its optimiser after three steps, saved."""
     torch.manual_seed(3)
-    model = GPTModel(TINY)
-    optimizer = optimizer(model.parameters(), lr=0.01)
+    model = GPTModel({**TINY, **changes})
+    adam = {"betas": (0.8, 0.9)} if optimizer is torch.optim.AdamW else {}
+    optimizer = optimizer(model.parameters(), lr=0.01, **adam)
     for seed in range(3):
         one_step(model, optimizer, seed)
     progress = {"step": 3, "history": [[0, 1.5]], "dice": torch.get_rng_state()}
@@ -80,48 +82,27 @@ def trained_run(path, optimizer=torch.optim.AdamW):
 # Checkpoints
 
 
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
-def test_resumed_run_equals_one_that_was_not_stopped(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "tied"), [(torch.optim.AdamW, True), (torch.optim.SGD, False)]
+)
+def test_resumed_run_equals_one_that_was_not_stopped(tmp_path, kind, tied):
     """Bit for bit, with dropout, in a model and an optimiser that were others."""
-    whole, optimizer = trained_run(tmp_path / "run", kind)
+    path = tmp_path / "deep" / "er" / "run.safetensors"
+    whole, optimizer = trained_run(path, kind, tie_weights=tied)
+    assert list(path.parent.iterdir()) == [path]
     for seed in (3, 4):
         one_step(whole, optimizer, seed)
-    model = tiny_model(9)
+    model = tiny_model(9, tie_weights=tied)
     other = kind(model.parameters(), lr=1.0)
     one_step(model, other)
-    torch.set_rng_state(load_checkpoint(tmp_path / "run", model, other)["dice"])
+    progress = load_checkpoint(path, model, other)
+    assert progress.keys() == {"step", "history", "dice"}
+    assert (progress["step"], progress["history"]) == (3, [[0, 1.5]])
+    torch.set_rng_state(progress["dice"])
     for seed in (3, 4):
         one_step(model, other, seed)
     assert same_weights(whole, model)
-
-
-def test_progress_is_given_back(tmp_path):
-    trained_run(tmp_path / "run")
-    found = load_checkpoint(tmp_path / "run", GPTModel(TINY))
-    assert found.keys() == {"step", "history", "dice"}
-    assert (found["step"], found["history"]) == (3, [[0, 1.5]])
-    torch.set_rng_state(found["dice"])
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_checkpoint_holds_model_and_optimizer(tmp_path, tied):
-    path = tmp_path / "deep" / "er" / "model.safetensors"
-    model = tiny_model(tie_weights=tied)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.8, 0.9))
-    one_step(model, optimizer)
-    save_checkpoint(path, model, optimizer)
-
-    other = tiny_model(2, tie_weights=tied)
-    other_optimizer = torch.optim.AdamW(other.parameters(), lr=1.0)
-    assert load_checkpoint(path, other, other_optimizer) is None
-    assert same_weights(model, other)
-    assert (other.out_head.weight is other.tok_emb.weight) == tied
-    saved, loaded = optimizer.state_dict(), other_optimizer.state_dict()
-    assert saved["param_groups"] == loaded["param_groups"]
-    for number, state in saved["state"].items():
-        for key, value in state.items():
-            assert torch.equal(value, loaded["state"][number][key])
-    assert list(path.parent.iterdir()) == [path]
+    assert (model.out_head.weight is model.tok_emb.weight) == tied
 
 
 def test_checkpoint_works_for_models_without_config_and_with_buffers(tmp_path):
@@ -134,34 +115,15 @@ def test_checkpoint_works_for_models_without_config_and_with_buffers(tmp_path):
     assert same_weights(net, other)
 
 
-def turn_matrices(model):
-    """Store every matrix of a linear layer column by column, in place."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear):
-            layer.weight.data = layer.weight.data.t().contiguous().t()
-
-
-def test_checkpoint_of_matrices_stored_by_columns(tmp_path):
+@pytest.mark.parametrize("change", [nn.Module.bfloat16, by_columns], ids=str)
+def test_checkpoint_of_other_numbers_or_another_layout(tmp_path, change):
     path = tmp_path / "model.safetensors"
-    model = tiny_model(tie_weights=True)
-    plain = tiny_model(tie_weights=True)
-    turn_matrices(model)
-    save_checkpoint(path, model)
-    other = tiny_model(2, tie_weights=True)
-    turn_matrices(other)
-    load_checkpoint(path, other)
-    assert same_weights(plain, other)
-    ids = torch.randint(V, (1, 5))
-    assert torch.allclose(plain.eval()(ids), other.eval()(ids), atol=1e-5)
-
-
-def test_bfloat16_and_scalars_survive(tmp_path):
-    path = tmp_path / "half.safetensors"
-    model = tiny_model().bfloat16()
-    save_checkpoint(path, model)
-    other = tiny_model(2).bfloat16()
-    load_checkpoint(path, other)
-    assert same_weights(model, other)
+    one, other = tiny_model(tie_weights=True), tiny_model(2, tie_weights=True)
+    for model in (one, other):
+        change(model)
+    save_checkpoint(path, one)
+    assert load_checkpoint(path, other) is None
+    assert same_weights(one, other)
 
 
 def test_nothing_of_the_file_can_be_executed_and_names_are_readable(tmp_path):
@@ -180,66 +142,35 @@ def test_nothing_of_the_file_can_be_executed_and_names_are_readable(tmp_path):
     assert record["progress"]["step"] == 3
 
 
-def unchanged_after(action, error, message, model, optimizer=None):
+def unchanged_after(action, message, model, optimizer=None):
     """Run `action`, which must fail with this message and change nothing."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = None if optimizer is None else str(optimizer.state_dict())
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         action()
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert optimizer is None or str(optimizer.state_dict()) == state
 
 
-def test_missing_checkpoint_is_named(tmp_path):
-    model = tiny_model()
-    path = tmp_path / "none.safetensors"
-    unchanged_after(
-        lambda: load_checkpoint(path, model),
-        FileNotFoundError,
-        "no file .*none.safetensors",
-        model,
-    )
-
-
-@pytest.mark.parametrize("share", [0.0, 0.00001, 0.3, 0.9, 0.9999])
-def test_truncated_checkpoint_is_refused(tmp_path, share):
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(path, tiny_model())
-    contents = path.read_bytes()
-    path.write_bytes(contents[: int(share * len(contents))])
-    model = tiny_model(2)
-    unchanged_after(
-        lambda: load_checkpoint(path, model),
-        ValueError,
-        "model.safetensors is no complete safetensors file .* cut short",
-        model,
-    )
-
-
-def test_a_single_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+def test_damage_is_noticed_wherever_it_is(tmp_path):
+    """Each of some bits flipped, and files that were cut short."""
     path = tmp_path / "run.safetensors"
     trained_run(path)
-    contents = path.read_bytes()
-    model = tiny_model(2)
+    contents, model = path.read_bytes(), tiny_model(2)
     generator = torch.Generator().manual_seed(0)
-    places = torch.randint(len(contents), (40,), generator=generator).tolist()
+    places = torch.randint(len(contents), (20,), generator=generator).tolist()
+    shares = (0.0, 0.00001, 0.3, 0.9999)
+    damaged = [
+        (contents[: int(share * len(contents))], "cut short") for share in shares
+    ]
     for place in [*places, 3, 20, len(contents) - 1]:
         changed = bytearray(contents)
         changed[place] ^= 1
+        damaged.append((changed, ""))
+    for changed, message in damaged:
         path.write_bytes(changed)
-        unchanged_after(
-            lambda: load_checkpoint(path, model), ValueError, "run.safetensors", model
-        )
-
-
-def test_flipped_bit_names_the_sha256(tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(path, tiny_model())
-    contents = bytearray(path.read_bytes())
-    contents[-5] ^= 1
-    path.write_bytes(contents)
-    with pytest.raises(ValueError, match="is damaged: .* sha256"):
-        load_checkpoint(path, tiny_model())
+        message = f"run.safetensors.*{message}"
+        unchanged_after(lambda: load_checkpoint(path, model), message, model)
 
 
 def test_foreign_safetensors_file_is_refused(tmp_path):
@@ -261,16 +192,13 @@ def test_other_config_is_named_with_both_values(tmp_path):
         ({"n_heads": 4}, "n_heads is 3 there and 4 here"),  # shapes would fit
     ):
         model = tiny_model(2, **changes)
-        unchanged_after(
-            lambda m=model: load_checkpoint(path, m), ValueError, message, model
-        )
+        unchanged_after(lambda m=model: load_checkpoint(path, m), message, model)
     # Dropout has no weights: it matters for going on, not for using the model.
     load_checkpoint(path, tiny_model(2, drop_rate=0.0, tie_weights=False))
     model = tiny_model(2, drop_rate=0.5)
     optimizer = torch.optim.AdamW(model.parameters())
     unchanged_after(
         lambda: load_checkpoint(path, model, optimizer),
-        ValueError,
         "drop_rate is 0.2 there and 0.5 here",
         model,
         optimizer,
@@ -291,9 +219,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
             "model.2.weight is missing",
         ),
     ):
-        unchanged_after(
-            lambda n=net: load_checkpoint(path, n), ValueError, message, net
-        )
+        unchanged_after(lambda n=net: load_checkpoint(path, n), message, net)
 
 
 def test_wrong_optimizer_is_named(tmp_path):
@@ -311,7 +237,6 @@ def test_wrong_optimizer_is_named(tmp_path):
     ):
         unchanged_after(
             lambda o=optimizer: load_checkpoint(path, model, o),
-            ValueError,
             message,
             model,
             optimizer,
@@ -335,51 +260,20 @@ def test_optimizer_state_that_is_no_tensor_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("fault", ["error", "interrupt", "fsync"])
-def test_failed_save_loses_nothing(tmp_path, monkeypatch, fault):
+def test_failed_save_is_an_os_error_and_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
-    model = tiny_model()
-    save_checkpoint(path, model)
+    save_checkpoint(path, tiny_model())
     contents = path.read_bytes()
 
     def write_half(tensors, filename, metadata):
         filename.write_bytes(contents[: len(contents) // 2])
-        if fault == "interrupt":
-            raise KeyboardInterrupt
         raise SafetensorError("No space left on device")
 
-    def fail(number):
-        raise OSError("Input/output error")
-
-    if fault == "fsync":
-        monkeypatch.setattr(os, "fsync", fail)
-    else:
-        monkeypatch.setattr(tensor_files, "save_file", write_half)
-    with pytest.raises(KeyboardInterrupt if fault == "interrupt" else OSError):
+    monkeypatch.setattr(tensor_files, "save_file", write_half)
+    with pytest.raises(OSError, match="model.safetensors could not be written"):
         save_checkpoint(path, tiny_model(2))
     assert path.read_bytes() == contents
     assert list(tmp_path.iterdir()) == [path]
-    other = tiny_model(2)
-    load_checkpoint(path, other)
-    assert same_weights(model, other)
-
-
-def test_kill_during_a_save_leaves_the_old_checkpoint(tmp_path):
-    path = tmp_path / "model.safetensors"
-    save_checkpoint(path, tiny_model())
-    contents = path.read_bytes()
-    script = (
-        "import os, signal, sys\n"
-        "from shared.ch05 import save_checkpoint\n"
-        "from shared.ch04 import GPTModel\n"
-        "def fsync(number): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "os.fsync = fsync\n"
-        f"save_checkpoint({str(path)!r}, GPTModel({TINY!r}))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script])
-    assert done.returncode == -signal.SIGKILL
-    assert path.read_bytes() == contents
-    load_checkpoint(path, GPTModel(TINY))
 
 
 # Files from strangers
@@ -393,40 +287,45 @@ def with_record(path, record, tensors):
     save_file(tensors, path, {"checkpoint": json.dumps(record)})
 
 
-GOOD_GROUP = {"params": ["tok_emb.weight"]}
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {},
-        [],
-        None,
-        5,
-        "text",
-        {"sha256": 3},
-        {"config": [1]},
-        {"config": None, "optimizer": []},
-        {"config": None, "optimizer": {}},
-        {"config": None, "optimizer": {"kind": 1, "groups": []}},
-        {"config": None, "optimizer": {"kind": "AdamW", "groups": None}},
-        {"config": None, "optimizer": {"kind": "AdamW", "groups": [None]}},
-        {"config": None, "optimizer": {"kind": "AdamW", "groups": [GOOD_GROUP]}},
-        {"config": None, "progress": [1]},
-        {"config": {"emb_dim": 24}},
-    ],
+RECORDS = st.recursive(
+    st.sampled_from([None, True, 5, -1, "AdamW", "tok_emb.weight", 10**18]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                ["config", "optimizer", "progress", "kind", "groups", "params"]
+                + ["sha256", "emb_dim", "n_layers"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
 )
-def test_hostile_records_are_value_errors(tmp_path, record):
-    path = tmp_path / "hostile.safetensors"
-    model = tiny_model()
-    tensors = {f"model.{n}": t.detach() for n, t in model.named_parameters()}
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(record=RECORDS)
+@example(record={"config": None, "optimizer": {"kind": "AdamW", "groups": [None]}})
+@example(record={"config": None, "optimizer": {"kind": "AdamW", "groups": [{}]}})
+@example(record={"config": None, "optimizer": {"kind": 1, "groups": []}})
+@example(record={"config": {"emb_dim": 24}})
+def test_hostile_records_are_value_errors(tmp_path_factory, record):
+    path = tmp_path_factory.getbasetemp() / "hostile.safetensors"
+    model, optimizer, tensors = victim()
     with_record(path, record, tensors)
-    optimizer = torch.optim.AdamW(model.parameters())
     for action in (
         lambda: load_checkpoint(path, model, optimizer),
         lambda: model_from_checkpoint(path),
     ):
-        unchanged_after(action, ValueError, "hostile", model, optimizer)
+        unchanged_after(action, "hostile", model, optimizer)
+
+
+@cache
+def victim():
+    model = GPTModel({**TINY, "emb_dim": 3, "n_layers": 1})
+    tensors = {f"model.{n}": t.detach() for n, t in model.named_parameters()}
+    return model, torch.optim.AdamW(model.parameters()), tensors
 
 
 def test_record_that_is_no_json_is_a_value_error(tmp_path):
@@ -459,18 +358,9 @@ def test_model_comes_from_its_checkpoint_alone(tmp_path):
 
 
 HOSTILE_SETTINGS = [
-    {"n_layers": 10**6},
-    {"n_layers": 10**18},
-    {"emb_dim": 10**5},
-    {"emb_dim": 10**15},
-    {"vocab_size": 10**9},
-    {"context_length": 10**9},
-    {"n_heads": 10**12},
-    {"n_layers": True},
-    {"n_layers": -1},
-    {"n_layers": "2"},
-    {"n_layers": None},
-    {"n_heads": 5},
+    *({"n_layers": x} for x in (10**18, True, -1, "2", None)),
+    *({"emb_dim": 10**15}, {"vocab_size": 10**9}, {"context_length": 10**9}),
+    *({"n_heads": 10**12}, {"n_heads": 5}),
 ]
 
 
@@ -522,30 +412,23 @@ def test_settings_of_a_wrong_type_are_value_errors(tmp_path, change):
         read_gpt2_folder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        b"[]",
-        b"null",
-        b"{",
-        b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
-        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
-        b'{"a": {"dtype": "F32", "shape": [4611686018427387904, 8], '
-        b'"data_offsets": [0, 4]}}',
-        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 99999999]}}',
-        b'{"a": {"dtype": "F32", "shape": [1]}}',
-        b'{"__metadata__": {"checkpoint": 5}, '
-        b'"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
-    ],
-)
-def test_hostile_indexes_of_tensors_are_value_errors(tmp_path, header):
-    path = tmp_path / "hostile.safetensors"
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(ValueError, match="hostile.safetensors"):
-        load_checkpoint(path, tiny_model())
-    with pytest.raises(ValueError, match="hostile.safetensors"):
-        TensorFile(path)
-    path.write_bytes((2**63).to_bytes(8, "little") + header)
+def entry(**changes):
+    """A header with a single tensor, something wrong with it."""
+    good = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}
+    return json.dumps({"a": good}).encode()
+
+
+@settings(deadline=None, derandomize=True)
+@given(header=st.binary(max_size=40), length=st.none() | st.just(2**63))
+@example(header=b"null", length=None)
+@example(header=entry(dtype="F99"), length=None)
+@example(header=entry(shape=[-1]), length=None)
+@example(header=entry(shape=[2**62, 8]), length=None)
+@example(header=entry(data_offsets=[0, 99999999]), length=None)
+def test_hostile_indexes_of_tensors_are_value_errors(tmp_path_factory, header, length):
+    path = tmp_path_factory.getbasetemp() / "hostile.safetensors"
+    length = (len(header) if length is None else length).to_bytes(8, "little")
+    path.write_bytes(length + header + bytes(4))
     with pytest.raises(ValueError, match="hostile.safetensors"):
         TensorFile(path)
 
@@ -617,8 +500,7 @@ def logits_of(model):
     return getattr(out, "logits", out)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize(("tied", "qkv_bias"), [(True, True), (False, False)])
 def test_transformers_loads_what_we_write(tmp_path, tied, qkv_bias):
     from transformers import AutoModelForCausalLM
 
@@ -648,11 +530,10 @@ def test_we_load_what_transformers_writes(tmp_path, tied):
     assert (logits_of(model) - logits_of(theirs)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("size", GPT2_CONFIGS)
-def test_all_four_layouts_with_reduced_widths(tmp_path, size):
+def test_the_deepest_layout_with_a_reduced_width(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    cfg = GPT2_CONFIGS[size]
+    cfg = GPT2_CONFIGS["1558M"]
     heads = cfg["n_heads"]
     config = GPT2Config(
         vocab_size=V,
@@ -748,7 +629,6 @@ def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path):
         changed = {k: v for k, v in {**params, **change}.items() if v is not None}
         unchanged_after(
             lambda m=model, c=changed: load_weights_into_gpt(m, c),
-            ValueError,
             message,
             model,
         )
@@ -859,8 +739,7 @@ def test_build_pretrained_gives_a_whole_model(tmp_path, tied):
 LOAD_AND_MEASURE = """
 import sys
 from pathlib import Path
-from shared.ch04 import GPTModel
-from shared.ch05 import build_pretrained, load_weights_into_gpt, read_gpt2_folder
+from shared.ch05 import build_pretrained, read_gpt2_folder
 
 def memory(key):  # in bytes; VmRSS: now, VmHWM: the most so far
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -868,31 +747,20 @@ def memory(key):  # in bytes; VmRSS: now, VmHWM: the most so far
 
 before = memory("VmRSS")
 settings, params = read_gpt2_folder(sys.argv[1])
-if sys.argv[2] == "in one step":
-    model = build_pretrained(settings, params)
-else:
-    model = GPTModel(settings)
-    load_weights_into_gpt(model, params)
+model = build_pretrained(settings, params)
 peak = memory("VmHWM") - before
 print(peak / sum(parameter.nbytes for parameter in model.parameters()))
 """
 
 
-@pytest.fixture(scope="module")
-def folder_of_45_million(tmp_path_factory):
-    """A model that is large beside what a Python process needs otherwise: 180 MB."""
-    folder = tmp_path_factory.mktemp("45M")
-    config = {**GPT2_CONFIGS["124M"], "emb_dim": 512, "n_heads": 8, "n_layers": 6}
-    save_gpt2_folder(GPTModel(config), folder)
-    return folder
-
-
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="needs Linux's /proc"
 )
-@pytest.mark.parametrize("way", ["in one step", "in two steps"])
-def test_loading_peaks_at_little_more_than_the_model(folder_of_45_million, way):
-    command = [sys.executable, "-c", LOAD_AND_MEASURE, folder_of_45_million, way]
+def test_loading_peaks_at_little_more_than_the_model(tmp_path):
+    """A model that is large beside what a Python process needs otherwise: 180 MB."""
+    config = {**GPT2_CONFIGS["124M"], "emb_dim": 512, "n_heads": 8, "n_layers": 6}
+    save_gpt2_folder(GPTModel(config), tmp_path)
+    command = [sys.executable, "-c", LOAD_AND_MEASURE, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert 0.9 < float(done.stdout) <= 1.2, done.stdout + done.stderr
 
@@ -937,7 +805,6 @@ def test_damaged_base_is_named_with_the_remedy(tmp_path, monkeypatch, name):
     shutil.copytree(data.REPOSITORY_DATA / "base", tmp_path / "base")
     monkeypatch.setattr(data, "REPOSITORY_DATA", tmp_path)
     load = load_base_tokenizer if name == "tokenizer.json" else load_base
-    load()
     path = tmp_path / "base" / name
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(data.DataUnavailable, match=f"git checkout -- data/base/{name}"):
@@ -957,7 +824,7 @@ def log_of_run(run):
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("run", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("run", range(1, 9))
 def test_log_of_the_base_is_of_this_model(base, run):
     """In the first four runs it had GPT-2's tokens, and so a larger table."""
     log = log_of_run(run)
