@@ -361,8 +361,16 @@ def test_without_shuffling_batches_follow_the_text():
     assert inputs.tolist() == ids[: 16 * len(found)]
 
 
-def test_workers_change_nothing():
+def test_workers_are_as_many_as_wanted_and_change_nothing():
     assert same(batches(num_workers=2), batches(num_workers=0))
+    loader = create_dataloader_v1("a " * 99, 2, 4, 4, num_workers=1)
+    assert loader.num_workers == 1
+
+
+def test_defaults_are_the_book_s():
+    given = inspect.signature(create_dataloader_v1).parameters
+    wanted = {"batch_size": 4, "max_length": 256, "stride": 128, "num_workers": 0}
+    assert {name: given[name].default for name in wanted} == wanted
 
 
 def test_last_batch():

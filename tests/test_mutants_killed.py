@@ -23,7 +23,7 @@ from ch07_instructions.scoring import (
     nearest_answers,
 )
 from conftest import TolerantText
-from shared.ch02 import SimpleTokenizerV1, create_dataloader_v1
+from shared.ch02 import SimpleTokenizerV1
 from shared.ch04 import TransformerBlock
 from shared.ch05 import (
     build_pretrained,
@@ -114,13 +114,6 @@ def test_collate_puts_batches_where_it_is_told():
     assert inputs.device.type == targets.device.type == "meta"
 
 
-def test_a_loader_has_as_many_workers_as_it_is_told():
-    """`create_dataloader_v1` that ignores `num_workers`; the batches are the same."""
-    text = "It was a dark night. " * 9
-    loader = create_dataloader_v1(text, 2, max_length=4, stride=4, num_workers=1)
-    assert loader.num_workers == 1
-
-
 def test_no_blank_is_left_before_a_mark():
     """V1's `decode` without one of the marks, the apostrophe say."""
     marks = [",", ".", ":", ";", "?", "!", '"', "'", "(", ")"]
@@ -204,10 +197,6 @@ def test_the_loss_of_a_batch_counts_what_is_not_masked():
 @pytest.mark.parametrize(
     ("function", "defaults"),
     [
-        (
-            create_dataloader_v1,
-            {"batch_size": 4, "max_length": 256, "stride": 128, "num_workers": 0},
-        ),
         # None means the tokenizer's own token for the end of a text.
         (SpamDataset, {"max_length": None, "pad_token_id": None}),
         (classify_review, {"max_length": None, "pad_token_id": None}),
