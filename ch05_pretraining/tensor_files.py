@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +14,8 @@ from torch import nn
 from ch05_pretraining.guards import check_record
 from shared.files import replacing
 
-__all__ = ["TensorFile", "pieces_of", "write_checkpoint", "read_checkpoint"]
-__all__ += ["named_tensors", "pack_optimizer", "unpack_optimizer"]
+__all__ = ["TensorFile", "pieces_of", "copy_tensor", "write_checkpoint"]
+__all__ += ["read_checkpoint", "named_tensors", "pack_optimizer", "unpack_optimizer"]
 
 ROWS = 2**22  # numbers in a piece: 16 MB of float32
 
@@ -91,6 +91,21 @@ def pieces_of(params: Mapping, name: str) -> Iterator[tuple[slice, torch.Tensor]
         yield from params.pieces(name)
     else:
         yield slice(None), torch.as_tensor(params[name])
+
+
+def copy_tensor(
+    params: Mapping, name: str, parts: Sequence[torch.Tensor], transposed: bool
+) -> None:
+    """Copy a tensor into one of the same shape, or into several that it is made of.
+
+    It is copied a few rows at a time; `transposed` says that its rows are columns of
+    the parts.
+    """
+    for rows, piece in pieces_of(params, name):
+        place = (slice(None), rows) if transposed else rows
+        piece = piece.T if transposed else piece
+        for part, chunk in zip(parts, piece.chunk(len(parts)), strict=True):
+            part[place].copy_(chunk)
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -34,9 +34,9 @@ from ch05_pretraining.guards import (
 )
 from ch05_pretraining.tensor_files import (
     TensorFile,
+    copy_tensor,
     named_tensors,
     pack_optimizer,
-    pieces_of,
     read_checkpoint,
     unpack_optimizer,
     write_checkpoint,
@@ -165,13 +165,8 @@ def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, torch.Tensor]) -> 
     layout, own = _gpt2_layout(gpt.cfg["n_layers"]), dict(gpt.named_parameters())
     sources = gpt2_sources(gpt, params, layout, _GPT2_TRANSPOSED)
     for theirs, source in sources.items():
-        for rows, piece in pieces_of(params, source):
-            part = rows
-            if theirs.endswith(_GPT2_TRANSPOSED):
-                part, piece = (slice(None), rows), piece.T  # their rows, our columns
-            chunks = piece.chunk(len(layout[theirs]))
-            for name, chunk in zip(layout[theirs], chunks, strict=True):
-                own[name][part].copy_(chunk)
+        ours = [own[name] for name in layout[theirs]]
+        copy_tensor(params, source, ours, theirs.endswith(_GPT2_TRANSPOSED))
 
 
 def read_gpt2_folder(folder: str | Path) -> tuple[GPTConfig, TensorFile]:
