@@ -46,7 +46,6 @@ __all__ = [
     "calc_classification_loss",
     "evaluate_classifier",
     "calc_accuracy_loader",
-    "train_classifier_simple",
     "LABELS",
     "create_balanced_dataset",
     "random_split",
@@ -63,6 +62,7 @@ __all__ = [
     "Verdict",
     "classify_review",
     "load_classifier",
+    "train_classifier_simple",
 ]
 
 
@@ -171,47 +171,6 @@ def calc_accuracy_loader(
 ) -> float:
     """The share of texts whose class a model guesses; see `evaluate_classifier`."""
     return evaluate_classifier(data_loader, model, device, num_batches)[1]
-
-
-def train_classifier_simple(
-    model: nn.Module,
-    train_loader: DataLoader,
-    val_loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device | str,
-    num_epochs: int,
-    eval_freq: int,
-    eval_iter: int | None,
-) -> tuple[list[float], list[float], list[float], list[float], int]:
-    """Train; look at `eval_iter` batches of each loader (None: all). Ctrl-C ends it.
-
-    Returns training and validation losses, training and validation accuracies, an
-    entry per look, and how many texts were seen, as the book's section 6.7.
-    """
-    check_counts(num_epochs=num_epochs, eval_freq=eval_freq)
-    losses, accuracies, step, examples_seen = ([], []), ([], []), 0, 0
-
-    def look(title: str, curves: tuple[list, list], number: int) -> None:
-        for loader, curve in zip((train_loader, val_loader), curves, strict=True):
-            found = evaluate_classifier(loader, model, device, eval_iter)
-            curve.append(found[number])  # 0: the loss, 1: the accuracy
-        tqdm.write(f"{title} {curves[0][-1]:.3f}, validation {curves[1][-1]:.3f}")
-
-    model.train()
-    try:
-        for epoch in range(1, num_epochs + 1):
-            bar = tqdm(iter(train_loader), f"epoch {epoch}", len(train_loader), False)
-            for inputs, labels in bar:  # iter: some bars would begin a loader twice
-                if step % eval_freq == 0:
-                    look(f"step {step:4d}: loss training", losses, 0)
-                optimizer.zero_grad()
-                calc_classification_loss(inputs, labels, model, device).backward()
-                optimizer.step()
-                step, examples_seen = step + 1, examples_seen + len(labels)
-            look(f"epoch {epoch:3d}: accuracy training", accuracies, 1)
-    except KeyboardInterrupt:
-        tqdm.write(f"Interrupted after step {step}.")
-    return *losses, *accuracies, examples_seen
 
 
 LABELS = ("ham", "spam")  # class 0 and class 1
@@ -347,13 +306,18 @@ def create_spam_loader(
 def frozen_features(
     classifier: GPTClassifier, data_loader: DataLoader, device: torch.device | str
 ) -> TensorDataset:
-    """What the head reads, (n, C), and the classes, (n,), in the order of the texts."""
-    features, classes = [], []
+    """What the head reads, (n, C), and the classes, (n,), in the order of the texts.
+
+    The loader is one over a `SpamDataset`.
+    """
+    dataset, features = data_loader.dataset, []
+    order = torch.tensor(dataset.lengths).argsort()  # so that little is padded
     with evaluating(classifier):
-        for ids, labels in in_order(data_loader):
+        for batch in order.split(32):
+            ids, _ = data_loader.collate_fn([dataset[i] for i in batch])
             features.append(classifier.last_features(ids.to(device)))  # (B, C)
-            classes.append(labels.to(device))
-    return TensorDataset(torch.cat(features), torch.cat(classes))
+    in_order = torch.cat(features)[order.argsort()]
+    return TensorDataset(in_order, dataset.labels.to(device))
 
 
 def let_rate_fall(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
@@ -445,3 +409,44 @@ def load_classifier(
     classifier = GPTClassifier(GPTModel(cfg), **ours).to(device)
     load_checkpoint(path, classifier)
     return classifier.eval()
+
+
+def train_classifier_simple(
+    model: nn.Module,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device | str,
+    num_epochs: int,
+    eval_freq: int,
+    eval_iter: int | None,
+) -> tuple[list[float], list[float], list[float], list[float], int]:
+    """Train; look at `eval_iter` batches of each loader (None: all). Ctrl-C ends it.
+
+    Returns training and validation losses, training and validation accuracies, an
+    entry per look, and how many texts were seen, as the book's section 6.7.
+    """
+    check_counts(num_epochs=num_epochs, eval_freq=eval_freq)
+    losses, accuracies, step, examples_seen = ([], []), ([], []), 0, 0
+
+    def look(title: str, curves: tuple[list, list], number: int) -> None:
+        for loader, curve in zip((train_loader, val_loader), curves, strict=True):
+            found = evaluate_classifier(loader, model, device, eval_iter)
+            curve.append(found[number])  # 0: the loss, 1: the accuracy
+        tqdm.write(f"{title} {curves[0][-1]:.3f}, validation {curves[1][-1]:.3f}")
+
+    model.train()
+    try:
+        for epoch in range(1, num_epochs + 1):
+            bar = tqdm(iter(train_loader), f"epoch {epoch}", len(train_loader), False)
+            for inputs, labels in bar:  # iter: some bars would begin a loader twice
+                if step % eval_freq == 0:
+                    look(f"step {step:4d}: loss training", losses, 0)
+                optimizer.zero_grad()
+                calc_classification_loss(inputs, labels, model, device).backward()
+                optimizer.step()
+                step, examples_seen = step + 1, examples_seen + len(labels)
+            look(f"epoch {epoch:3d}: accuracy training", accuracies, 1)
+    except KeyboardInterrupt:
+        tqdm.write(f"Interrupted after step {step}.")
+    return *losses, *accuracies, examples_seen

@@ -1,5 +1,11 @@
-"""The drawings of chapter 6."""
+"""The drawings and the longer figures of chapter 6."""
 
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+from pandas import DataFrame
+
+from shared import plots
 from shared.drawings import LARGE, Drawing
 
 WORDS = ["Anna", " sold", " Ben", " the", " cake", ".", "pad", "pad"]
@@ -56,3 +62,30 @@ def what_learns(counts: dict[str, int], n_blocks: int) -> Drawing:
             color = "orange" if i >= first[name] else "black"
             d.box(place.top[0] - 75, y, part, color=color, width=150, height=24)
     return d
+
+
+def shares_right(shares: Mapping[str, float]) -> None:
+    """Three bars: counting words, and a GPT without and with pretraining."""
+    _, ax = plt.subplots(figsize=(6.4, 1.8))
+    bars = ax.barh(list(shares), list(shares.values()), color=plots.COLORS[:3])
+    ax.bar_label(bars, fmt="%.1f", padding=4)
+    ax.set(xlim=(0, 112), xlabel="% of the test sentences right")
+    ax.invert_yaxis()
+    plots.show(
+        "Three bars: those of counting words and of the model that was not pretrained "
+        "end near one half, that of the pretrained one near a hundred."
+    )
+
+
+def lengths(messages: DataFrame) -> None:
+    """How long ham and spam are."""
+    for label, group in messages.groupby("Label"):
+        characters = group["Text"].str.len()
+        plt.hist(characters, range(0, 300, 8), alpha=0.6, density=True, label=label)
+    plt.axvline(160, color="grey", linestyle=":")
+    plt.gca().set(xlabel="characters in a message", ylabel="share per character")
+    plt.legend()
+    plots.show(
+        "Two histograms of message lengths: ham is mostly short, spam crowds just "
+        "below the limit of 160 characters."
+    )
