@@ -20,7 +20,8 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = COLORS[:6]
 TOKEN_COLORS = 5  # neighbours never have the same
 
 CSS = f"""
-:host {{ color: var(--ink); font-size: 15px; line-height: 1.5; }}
+:host {{ color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }}
+:host > div {{ visibility: inherit !important; }}  /* hidden with its tab */
 p {{ margin: 0 0 0.5em; }}
 .text {{ white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75; }}
 .box {{ border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px;
@@ -138,6 +139,14 @@ def percent(share: float) -> str:
     if share >= 0.0995:
         return f"{share:.0%}".replace("%", " %")
     return f"{share:.1%}".replace("%", " %") if share >= 0.001 else "0 %"
+
+
+def duration(seconds: float) -> str:
+    """A time as one says it: 40 seconds, about 3 minutes."""
+    if seconds < 55:
+        return f"{seconds:.0f} seconds"
+    minutes = round(seconds / 60)
+    return f"about {minutes} minute{'s' if minutes > 1 else ''}"
 
 
 def next_token(step: Step | None) -> str:
@@ -264,8 +273,8 @@ def verdict(found: Verdict) -> str:
         )
     return (
         f'<p class="verdict">{word}</p>'
-        f"<p>The filter gives it a probability of {found.probability:.1%} to be spam "
-        f"(log-odds {found.log_odds:+.1f}).</p>"
+        "<p>The filter says that it is spam with a probability of "
+        f"{found.probability * 100:.1f} % (log-odds {found.log_odds:+.1f}).</p>"
         f'<div class="text box">{"".join(spans)}</div>'
         f'<p class="legend"><span class="key" style="background:{VERMILLION}"></span>'
         'speaks for spam &emsp;<span class="key" style='

@@ -9,6 +9,7 @@ Jupyter's check of the Host header is turned off.)
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cache
 
@@ -77,8 +78,8 @@ main > p { margin: 0 0 14px; color: var(--quiet); }
 {% endblock %}
 """
 CONTROLS = """
-:host { color: var(--ink); font-size: 15px; }
-.bk-input { background: var(--paper) !important; color: var(--ink) !important;
+:host { color: var(--ink); font: 15px system-ui, sans-serif; }
+.bk-input { background-color: var(--paper) !important; color: var(--ink) !important;
   border: 1px solid var(--line) !important; border-radius: 6px; font: inherit; }
 .bk-input::placeholder { color: var(--quiet); opacity: 1; }
 select.bk-input { color-scheme: light dark; }
@@ -93,7 +94,13 @@ select.bk-input { color-scheme: light dark; }
 .noUi-connect { background: var(--accent) !important; }
 .noUi-handle { background: var(--accent); border-color: var(--paper);
   box-shadow: none; }
-progress { width: 100%; accent-color: var(--accent); }
+progress { width: 100%; height: 12px; appearance: none; border: none; }
+progress, progress::-webkit-progress-bar { background: var(--rail) !important;
+  border-radius: 6px; box-shadow: none !important; }
+progress::-webkit-progress-value { background: var(--accent) !important;
+  border-radius: 6px; }
+progress::-moz-progress-bar { background: var(--accent) !important;
+  border-radius: 6px; }
 """
 TABS = """
 :host { color: var(--ink); }
@@ -102,7 +109,7 @@ TABS = """
 .bk-header, .bk-headers-wrapper, .bk-headers { overflow: visible !important;
   flex-wrap: wrap; min-width: 0; max-width: 100%; }
 .bk-tab { color: var(--quiet) !important; border: none !important; padding: 8px 12px;
-  font-size: 15px; background: none !important; }
+  font: 15px system-ui, sans-serif; background: none !important; }
 .bk-tab.bk-active { color: var(--ink) !important; font-weight: 600;
   box-shadow: inset 0 -3px 0 var(--accent); }
 .bk-tab:hover { color: var(--ink) !important; }
@@ -163,8 +170,8 @@ def smollm2() -> tuple:
 
 def html(text: str = "", **options) -> pn.pane.HTML:
     """A pane for what `playground.draw` draws."""
-    options.setdefault("sizing_mode", "stretch_width")
-    return pn.pane.HTML(text, stylesheets=[draw.CSS], margin=(4, 0), **options)
+    options = {"sizing_mode": "stretch_width", "margin": (4, 0), **options}
+    return pn.pane.HTML(text, stylesheets=[draw.CSS], **options)
 
 
 def said(text: str) -> pn.pane.HTML:
@@ -272,6 +279,7 @@ class Trained:
             visible=False,
             sizing_mode="stretch_width",
             stylesheets=[CONTROLS],
+            margin=(4, 0),
         )
         self.words = html(
             draw.note(
@@ -308,12 +316,14 @@ class Trained:
         self.words.object, self.words.visible = draw.note("Getting ready ..."), True
         training = await compute_aside(self.recipe.prepare)
         self.bar.param.update(value=0, max=training.steps, visible=True)
-        step = 0
+        step, begun = 0, time.monotonic()
         async for loss in each(training.losses):
             step += 1
             self.bar.value = step
+            left = (time.monotonic() - begun) * (training.steps / step - 1)
             self.words.object = draw.note(
-                f"Training: step {step} of {training.steps}, loss {loss:.2f}"
+                f"Training: step {step} of {training.steps}, loss {loss:.2f}, "
+                f"{draw.duration(left)} left"
             )
             if not running.wanted:
                 self.words.object = draw.note(
@@ -373,17 +383,16 @@ def storyteller() -> pn.Column:
         margin=(4, 10),
         sizing_mode="stretch_width",
     )
-    page, chances = (
-        html(draw.empty("The story will stand here.")),
-        html(draw.next_token(None)),
-    )
-    told: dict = {"given": "", "ids": [], "new": []}
+    page = html(draw.empty("The story will stand here."))
+    chances = html(draw.next_token(None), margin=(4, 10))
+    told: dict = {"typed": "", "given": "", "ids": [], "new": []}
 
     def begin() -> None:
         _, tokenizer = base()
-        given = compute.checked(beginning.value, "beginning")
+        typed = compute.checked(beginning.value, "beginning")
+        given = typed if typed.strip() else ""
         ids = tokenizer.encode_ordinary(given) or [tokenizer.eot_token]
-        told.update(given=given, ids=ids, new=[])
+        told.update(typed=typed, given=given, ids=ids, new=[])
 
     async def write(most: int) -> None:
         model, tokenizer = base()
@@ -430,7 +439,7 @@ def storyteller() -> pn.Column:
         await write(MOST_NEW_TOKENS)
 
     async def tell_more(most: int = MOST_NEW_TOKENS) -> None:
-        if not told["ids"] or beginning.value != told["given"]:
+        if not told["ids"] or beginning.value != told["typed"]:
             await compute_aside(begin)
         await write(most)
 
@@ -489,8 +498,8 @@ def tokens() -> pn.Column:
             )
             parts.append(draw.tokens(found, heading))
         return "".join(parts) + draw.note(
-            "Each colour is one token; point at it to see its id. Hexadecimal numbers "
-            "are bytes that are no character by themselves."
+            "Each colour is one token; point at it to see its id. A small dot is a "
+            "space. Hexadecimal numbers are bytes that are only a part of a character."
         )
 
     async def show() -> None:
@@ -590,11 +599,12 @@ def spam_filter() -> pn.Column:
     running, trained = Running(ask), Trained(keep.SPAM_FILTER, "a minute or two")
 
     async def show() -> None:
-        typed = compute.required(message.value, "message")
         shown.object = ""
+        typed = compute.required(message.value, "message")
         classifier = await trained.get(running)
         if classifier is None:
             return
+        shown.object = draw.note("Reading ...")
         found = await compute_aside(compute.judge, typed, classifier, base()[1])
         shown.object = draw.verdict(found)
         if found.tokens > found.read:

@@ -351,6 +351,11 @@ def test_another_base_means_another_training(recipe, monkeypatch, tmp_path):
     assert recipe.path() != before and recipe.path().parent == before.parent
 
 
+def test_times_are_said_in_words():
+    said = [draw.duration(seconds) for seconds in (0.4, 40, 61, 200)]
+    assert said == ["0 seconds", "40 seconds", "about 1 minute", "about 3 minutes"]
+
+
 # The command
 
 
