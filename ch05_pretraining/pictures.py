@@ -1,7 +1,11 @@
-"""The drawings of chapter 5."""
+"""The drawings and the longer figures of chapter 5."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from pandas import DataFrame
+from torch import Tensor
+
+from shared import plots
 from shared.drawings import Drawing
 
 
@@ -55,3 +59,27 @@ def training_loop() -> Drawing:
     d.arrow(look.left, first.left, via=[(30, low), (30, high)])
     d.text(138, low - 11, "the next epoch")
     return d
+
+
+def bars(words: Sequence[str], panels: Mapping[str, Tensor]) -> None:
+    """The probabilities of a few words, in a panel for each title."""
+    _, axes = plots.panels(len(panels), width=2.2, height=2.6)
+    for ax, (title, probabilities) in zip(axes, panels.items(), strict=True):
+        ax.bar(words, probabilities)
+        ax.tick_params(axis="x", rotation=90)
+        ax.set(title=title, ylim=(0, 1))
+    axes[0].set_ylabel("probability")
+    plots.show(f"Bars for {len(words)} words, in panels: {', '.join(panels)}.")
+
+
+def perplexities(table: DataFrame) -> None:
+    """Three models (columns) on three texts (rows)."""
+    ax = table.plot.bar(rot=0, ylabel="perplexity per character", ylim=(0, 22))
+    ax.legend(loc="upper center", ncols=3)
+    for group in ax.containers:
+        ax.bar_label(group, fmt="%.1f", fontsize=8)
+    plots.show(
+        "Bars for three models on three texts. The untrained model is equally bad on "
+        "all. The storyteller is by far the best on its story, and worse than the base "
+        "on the story's end and on new text, where it is as bad as the untrained model."
+    )

@@ -35,17 +35,17 @@ __all__ = [
     "text_to_token_ids",
     "token_ids_to_text",
     "calc_loss_batch",
-    "train_val_test_split",
-    "evaluating",
-    "in_order",
     "calc_loss_loader",
     "evaluate_model",
     "generate_and_print_sample",
-    "longest_verbatim_run",
     "next_token_probabilities",
     "generate",
+    "evaluating",
+    "in_order",
     "train_model_simple",
     "plot_losses",
+    "train_val_test_split",
+    "longest_verbatim_run",
 ]
 
 
@@ -82,48 +82,6 @@ def calc_loss_batch(
     logits = model(input_batch.to(device))  # (B, T, V)
     targets = target_batch.to(device)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # eq. 5.2
-
-
-def train_val_test_split(
-    text: str, train_fraction: float = 0.8, val_fraction: float = 0.1
-) -> tuple[str, str, str]:
-    """Cut a text into three consecutive parts, each ending with a line if possible.
-
-    The first two get these shares of its characters, roughly, and the third the rest;
-    one may be empty. Joined they give the text again.
-    """
-    check_fractions(train_fraction, val_fraction)
-    ends = []
-    for share in (train_fraction, train_fraction + val_fraction):
-        end = round(share * len(text))
-        if end < len(text):
-            end = text.rfind("\n", 0, end) + 1 or end  # after a line, if there is one
-        ends.append(end)
-    return text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A block without dropout and gradients; then the model is in its old mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
-def in_order(loader: DataLoader) -> DataLoader:
-    """A second loader over the same data, unshuffled, which draws no random numbers."""
-    if not isinstance(loader, DataLoader):
-        return loader
-    return DataLoader(
-        loader.dataset,
-        loader.batch_size or loader.batch_sampler.batch_size,
-        collate_fn=loader.collate_fn,
-        generator=torch.Generator(),
-    )
 
 
 def calc_loss_loader(
@@ -180,14 +138,6 @@ def generate_and_print_sample(
         )
     text = " ".join(token_ids_to_text(ids, tokenizer).split())
     tqdm.write("    " + text)  # as print does, but it leaves a progress bar alone
-
-
-def longest_verbatim_run(ids: Iterable[int], source_ids: Iterable[int]) -> list[int]:
-    """The longest run of consecutive tokens of `ids` that stands in `source_ids`."""
-    ids, source_ids = [int(i) for i in ids], [int(i) for i in source_ids]
-    matcher = SequenceMatcher(None, ids, source_ids, autojunk=False)
-    match = matcher.find_longest_match()
-    return ids[match.a : match.a + match.size]
 
 
 def next_token_probabilities(
@@ -263,6 +213,30 @@ def generate(
     return idx
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A block without dropout and gradients; then the model is in its old mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def in_order(loader: DataLoader) -> DataLoader:
+    """A second loader over the same data, unshuffled, which draws no random numbers."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    return DataLoader(
+        loader.dataset,
+        loader.batch_size or loader.batch_sampler.batch_size,
+        collate_fn=loader.collate_fn,
+        generator=torch.Generator(),
+    )
+
+
 def _look(step: int, tokens_seen: int, *measured) -> tuple[float, float, int]:
     """Both losses and the tokens seen, printed too; `measured` as `evaluate_model`."""
     losses = evaluate_model(*measured)
@@ -333,3 +307,29 @@ def plot_losses(
     above.set(xlabel="tokens seen")
     above.grid(False)
     return ax
+
+
+def train_val_test_split(
+    text: str, train_fraction: float = 0.8, val_fraction: float = 0.1
+) -> tuple[str, str, str]:
+    """Cut a text into three consecutive parts, each ending with a line if possible.
+
+    The first two get these shares of its characters, roughly, and the third the rest;
+    one may be empty. Joined they give the text again.
+    """
+    check_fractions(train_fraction, val_fraction)
+    ends = []
+    for share in (train_fraction, train_fraction + val_fraction):
+        end = round(share * len(text))
+        if end < len(text):
+            end = text.rfind("\n", 0, end) + 1 or end  # after a line, if there is one
+        ends.append(end)
+    return text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]
+
+
+def longest_verbatim_run(ids: Iterable[int], source_ids: Iterable[int]) -> list[int]:
+    """The longest run of consecutive tokens of `ids` that stands in `source_ids`."""
+    ids, source_ids = [int(i) for i in ids], [int(i) for i in source_ids]
+    matcher = SequenceMatcher(None, ids, source_ids, autojunk=False)
+    match = matcher.find_longest_match()
+    return ids[match.a : match.a + match.size]
