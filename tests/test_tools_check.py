@@ -22,10 +22,9 @@ TESTS = sorted(f"tests/{path.name}" for path in (check.ROOT / "tests").glob("tes
         ("tools/bundle.py", "tools_bundle"),
         ("pretrain/prepare.py", "pretrain_prepare"),
         ("benchmarks/scaling.py", "benchmarks_scaling"),
-        ("benchmarks/speed.py", "benchmarks benchmarks_scaling"),
         ("tests/test_files.py", "files"),
         ("tests/wrong_answers.txt", "exercises tools_check"),
-        ("conftest.py", "mutants_killed nbval_rules tools_check widgets"),
+        ("conftest.py", "mutants_killed nbval_rules tools_check"),
         ("README.md", ""),
     ],
 )
