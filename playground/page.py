@@ -284,7 +284,8 @@ class Trained:
         self.words = html(
             draw.note(
                 f"At first use this model is trained, on this machine; that takes "
-                f"{minutes}. Then it is kept in {recipe.path().parent}."
+                f"{minutes} on two free cores. Then it is kept in "
+                f"{recipe.path().parent}."
             ),
             visible=recipe.name not in self.models and not recipe.path().exists(),
         )
