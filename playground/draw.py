@@ -20,7 +20,7 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = COLORS[:6]
 TOKEN_COLORS = 5  # neighbours never have the same
 
 CSS = f"""
-:host {{ color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }}
+:host {{ color: var(--ink); font: 15px/1.5 Helvetica, Arial, sans-serif; }}
 :host > div {{ visibility: inherit !important; }}  /* hidden with its tab */
 p {{ margin: 0 0 0.5em; }}
 .text {{ white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75; }}

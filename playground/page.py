@@ -62,7 +62,7 @@ TEMPLATE = """
   --panel-border-color: var(--line);
 }
 body { background: var(--paper); color: var(--ink); margin: 0;
-  font-family: system-ui, sans-serif; }
+  font-family: Helvetica, Arial, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 14px 16px 40px; }
 h1 { font-size: 26px; margin: 6px 0 2px; }
 main > p { margin: 0 0 14px; color: var(--quiet); }
@@ -78,7 +78,7 @@ main > p { margin: 0 0 14px; color: var(--quiet); }
 {% endblock %}
 """
 CONTROLS = """
-:host { color: var(--ink); font: 15px system-ui, sans-serif; }
+:host { color: var(--ink); font: 15px Helvetica, Arial, sans-serif; }
 .bk-input { background-color: var(--paper) !important; color: var(--ink) !important;
   border: 1px solid var(--line) !important; border-radius: 6px; font: inherit; }
 .bk-input::placeholder { color: var(--quiet); opacity: 1; }
@@ -109,7 +109,7 @@ TABS = """
 .bk-header, .bk-headers-wrapper, .bk-headers { overflow: visible !important;
   flex-wrap: wrap; min-width: 0; max-width: 100%; }
 .bk-tab { color: var(--quiet) !important; border: none !important; padding: 8px 12px;
-  font: 15px system-ui, sans-serif; background: none !important; }
+  font: 15px Helvetica, Arial, sans-serif; background: none !important; }
 .bk-tab.bk-active { color: var(--ink) !important; font-weight: 600;
   box-shadow: inset 0 -3px 0 var(--accent); }
 .bk-tab:hover { color: var(--ink) !important; }
