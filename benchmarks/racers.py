@@ -148,24 +148,27 @@ OURS = {
 NEVER = {"eval_freq": 10**9, "eval_iter": 1, "start_context": "", "tokenizer": None}
 
 
-def book(course: Course, plan: Plan, clock: Clock) -> None:
-    """Chapter 5 of the book: its model and loop, AdamW with one learning rate."""
-    model = book_module("ch04").GPTModel(course.cfg)
+def read_book(course, plan, clock, model, loop, **settings) -> None:
+    """Train a model of the book's package with one of its loops and plain AdamW."""
+    loader, model = course.batches(plan), model(course.cfg)
     optimizer = torch.optim.AdamW(model.parameters(), plan.rate, weight_decay=0.1)
-    loader = course.batches(plan)
     clock.start(model, optimizer)
-    train = book_module("ch05").train_model_simple
-    train(model, loader, loader, optimizer, CPU, 1, **NEVER)
+    loop(model, loader, loader, optimizer, CPU, 1, **NEVER, **settings)
+
+
+def book(course: Course, plan: Plan, clock: Clock) -> None:
+    """Chapter 5 of the book: its model, and its loop with one learning rate."""
+    loop = book_module("ch05").train_model_simple
+    read_book(course, plan, clock, book_module("ch04").GPTModel, loop)
 
 
 def book_fast(course: Course, plan: Plan, clock: Clock) -> None:
     """The package's faster model with appendix D's loop: warm-up, cosine, clipping."""
-    model = book_module("ch04").GPTModelFast(course.cfg)
-    optimizer = torch.optim.AdamW(model.parameters(), plan.rate, weight_decay=0.1)
-    loader = course.batches(plan)
-    clock.start(model, optimizer)
-    train = book_module("appendix_d").train_model
-    train(model, loader, loader, optimizer, CPU, 1, **NEVER, warmup_steps=plan.warmup)
+    loop, settings = (
+        book_module("appendix_d").train_model,
+        {"warmup_steps": plan.warmup},
+    )
+    read_book(course, plan, clock, book_module("ch04").GPTModelFast, loop, **settings)
 
 
 def transformers(course: Course, plan: Plan, clock: Clock) -> None:

@@ -1,7 +1,9 @@
 """The race: contestants train, and only their training counts."""
 
+import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from benchmarks.racers import LOOPS, OURS, Clock, Course, Finished
 from pretrain.prepare import prepare
 from shared import data
 from shared.ch04 import GPTModel
+
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 
 
 class Channel:
@@ -119,3 +123,16 @@ def test_quick_never_replaces_the_record(capsys):
     with pytest.raises(SystemExit):
         race.main(["stories.txt", "--quick"])
     assert "--quick needs --json PATH" in capsys.readouterr().err
+
+
+def test_the_page_has_what_the_record_has():
+    """A row of the page has the CPU seconds to the target, seed by seed."""
+    record = json.loads(race.RECORD.read_text(encoding="utf-8"))
+    page = PAGE.read_text(encoding="utf-8")
+    assert f"CPU seconds to {record['target']} |" in page
+    for part in record.keys() & {"race", "parts"}:
+        seeds = [curves for key, curves in record[part].items() if "seed" in key]
+        for name in seeds[0]:
+            found = [race.seconds_to(record["target"], seed[name]) for seed in seeds]
+            cells = " / ".join("never" if s is None else f"{s:.0f}" for s in found)
+            assert f"| {name} | {cells} |" in page
