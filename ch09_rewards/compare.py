@@ -1,38 +1,40 @@
 """Four ways to learn from a reward, with equal numbers of drawn tokens, over seeds.
 
-    python -m ch09_rewards.compare              three seeds -> three_seeds.json
-    python -m ch09_rewards.compare --seeds 1    one
-    python -m ch09_rewards.compare --gamed      a reward that is cheated -> gamed.json
+    python -m ch09_rewards.compare               three seeds -> three_seeds.json
+    python -m ch09_rewards.compare --seeds 1     one
+    python -m ch09_rewards.compare --gamed       a reward that is cheated -> gamed.json
+    python -m ch09_rewards.compare --instructed  chapter 7's model learns from the
+                                                 reward as well -> instructed.json
 
 With `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000` before it, as `make` sets
 them, a call is done sooner: the same memory is used again for each step.
 
-Each seed draws other orders and other stories. All models are judged by stories for the
-same held-out orders. After Ctrl-C the finished seeds are kept, and the next call goes
-on with those that are missing. Another base or other settings begin a new record.
+Each seed draws other requests and other stories. All models are judged by stories for
+the same held-out requests. After Ctrl-C the finished seeds are kept, and the next call
+goes on with those that are missing. Another base or other settings begin a new record.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from ch09_rewards.orders import EXAMPLE, draw_orders
+from ch07_instructions import compare as instructions
+from ch09_rewards.asked_words import EXAMPLE, draw_requests
 from ch09_rewards.rewards import (
     Story,
     fixed_log_probs,
-    frozen_copy,
     learner,
     make_pairs,
     pad_stories,
     pick_best,
     rate_stories,
-    summary,
     tell_stories,
     train_dpo,
     train_grpo,
@@ -40,24 +42,31 @@ from ch09_rewards.rewards import (
 )
 from shared.ch04 import GPTModel
 from shared.ch05 import load_base, load_base_tokenizer
-from shared.ch07 import fours_in, uses_word
+from shared.ch07 import (
+    exact_match,
+    fours_in,
+    generate_answers,
+    load_instructions,
+    split_entries,
+    uses_word,
+)
 from shared.data import FILES, load_text
 from shared.files import extend_record, write_atomically
 
 RECORD = Path(__file__).with_name("three_seeds.json")
 GAMED = Path(__file__).with_name("gamed.json")
+INSTRUCTED = Path(__file__).with_name("instructed.json")
 FIRST_SEED = 123
 GROUP = 8
 SETTINGS = {
-    "tokens": 60_000,  # that each method may draw to learn from
-    "rounds": 2,  # of rejection sampling and of DPO
-    "test_orders": 64,
+    "requests": 64,  # from which GRPO learns; the others draw as many tokens
+    "rounds": 3,  # of rejection sampling and of DPO
+    "test_requests": 48,
     "rejection": {"learning_rate": 3e-4, "num_epochs": 2},
-    "dpo": {"learning_rate": 1e-4, "beta": 0.1, "num_epochs": 1},
-    "grpo": {"learning_rate": 3e-4, "beta": 0.02, "orders_at_once": 4},
+    "dpo": {"learning_rate": 1e-4, "beta": 0.1},
+    "grpo": {"learning_rate": 3e-4, "beta": 0.05, "requests_at_once": 4},
 }
 FOURS = 5000  # runs of four words, of which the different ones are counted
-Orders = Sequence[tuple[str, ...]]
 
 
 def made_of() -> dict:
@@ -70,7 +79,18 @@ def generator(seed: int, model: GPTModel) -> torch.Generator:
     return torch.Generator(next(model.parameters()).device).manual_seed(seed)
 
 
-@torch.no_grad()
+# --- Scores ---------------------------------------------------------------------------
+
+
+def summary(stories: Sequence[Story], reference: GPTModel) -> pd.Series:
+    """Means over stories: reward, all three words, its parts, length in tokens."""
+    rated = rate_stories(stories, reference)
+    rated["all words"] = rated["words"] == 1
+    rated["tokens"] = [len(story.answer) for story in stories]
+    columns = ["reward", "all words", "words", "whole", "repeats", "fluency", "tokens"]
+    return rated[columns].mean()
+
+
 def tales_loss(model: GPTModel, tokenizer, number: int = 100) -> float:
     """The loss per token on tales of chapter 7, which no model of ours has read."""
     tales = json.loads(load_text("tales"))[:number]
@@ -98,13 +118,13 @@ def divergence(model: GPTModel, base: GPTModel, stories: Sequence[Story]) -> flo
 
 
 def judge(model: GPTModel, base: GPTModel, tokenizer, seed: int, choose: int = 1):
-    """Scores of a model's stories for held-out orders; of `choose`, the best is taken.
+    """Scores of a model's stories for held-out requests; of `choose` the best counts.
 
-    Also the first two stories that it tells for the chapter's example.
+    Also its first story for the chapter's example and for two other requests.
     """
-    orders = [EXAMPLE, *draw_orders(SETTINGS["test_orders"], 0, held_out=True)]
+    requests = [EXAMPLE, *draw_requests(SETTINGS["test_requests"], 0, held_out=True)]
     chance = generator(seed, model)
-    stories = tell_stories(model, tokenizer, orders, 2 * choose, chance)
+    stories = tell_stories(model, tokenizer, requests, 2 * choose, chance)
     if choose > 1:
         rewards = rate_stories(stories, base)["reward"].values.reshape(-1, choose)
         best = rewards.argmax(1)
@@ -113,109 +133,138 @@ def judge(model: GPTModel, base: GPTModel, tokenizer, seed: int, choose: int = 1
     found["kl"] = divergence(model, base, stories[2:])
     found["loss on tales"] = tales_loss(model, tokenizer)
     found["different fours"] = different_fours(stories[2:])
-    found = {name: round(value, 4) for name, value in found.items()}
-    return found, [story.text for story in stories[:2]]
+    return {name: round(value, 4) for name, value in found.items()}, stories[:6:2]
+
+
+# --- Runs -----------------------------------------------------------------------------
+
+
+def rewards_by_rule(reference: GPTModel) -> Callable[[Sequence[Story]], pd.Series]:
+    """The reward of equation 9.1, with a model that judges fluency."""
+    return lambda stories: rate_stories(stories, reference)["reward"]
 
 
 def pool_of(
-    model: GPTModel, base: GPTModel, tokenizer, orders: Orders, tokens: float, seed: int
+    model: GPTModel,
+    base: GPTModel,
+    tokenizer,
+    requests: Iterator[tuple[str, ...]],
+    tokens: float,
+    chance: torch.Generator,
 ) -> tuple[list[Story], torch.Tensor]:
     """Groups of stories until so many tokens are drawn, and their rewards (P, G)."""
-    stories, chance, drawn = [], generator(seed, model), 0
-    for start in range(0, len(orders), 16):
-        if drawn >= tokens:
-            break
-        some = orders[start : start + 16]
-        stories += tell_stories(model, tokenizer, some, GROUP, chance)
-        drawn = sum(len(story.answer) for story in stories)
-    rewards = rate_stories(stories, base)["reward"].values
-    return stories, torch.tensor(rewards).view(-1, GROUP).float()
+    stories: list[Story] = []
+    while sum(len(story.answer) for story in stories) < tokens:
+        stories += tell_stories(model, tokenizer, [*islice(requests, 8)], GROUP, chance)
+    rewards = torch.tensor(rate_stories(stories, base)["reward"].values)
+    return stories, rewards.view(-1, GROUP).float()
 
 
 def run(seed: int, device: str) -> dict:
     """The scores of the base and of all methods, for one seed."""
-    base, tokenizer = frozen_copy(load_base(device)), load_base_tokenizer()
-    scores, told, seconds, drawn = {}, {}, {}, {}
-    rounds = SETTINGS["rounds"]
-    each = SETTINGS["tokens"] / rounds
-    orders = [draw_orders(200, seed * rounds + turn) for turn in range(rounds)]
+    base, tokenizer = load_base(device), load_base_tokenizer()
+    requests, rounds = draw_requests(400, seed), SETTINGS["rounds"]
+    kept = {"seed": seed, "scores": {}, "drawn": {}, "seconds": {}, "stories": {}}
 
-    def note(name: str, model: GPTModel, start: float, tokens: int, choose: int = 1):
-        seconds[name], drawn[name] = round(time.perf_counter() - start, 1), tokens
-        scores[name], told[name] = judge(model, base, tokenizer, seed, choose)
-        print(seed, name, seconds[name], "s", tokens, scores[name], flush=True)
+    def note(name: str, model: GPTModel, seconds: float, tokens: int, choose: int = 1):
+        kept["seconds"][name] = round(seconds, 1)
+        kept["drawn"][name] = tokens
+        kept["scores"][name], told = judge(model, base, tokenizer, seed, choose)
+        kept["stories"]["words"] = [story.words for story in told]
+        kept["stories"][name] = [story.text for story in told]
+        print(seed, name, kept["seconds"][name], "s", tokens, kept["scores"][name])
 
-    def in_rounds(name: str, train: Callable) -> None:
-        """Draw and learn in turns; the first pool is the same for all methods."""
-        model, start, tokens = learner(base), time.perf_counter(), 0
-        for turn in range(rounds):
-            stories, rewards = pool_of(
-                model, base, tokenizer, orders[turn], each, seed + 1000 * turn
-            )
-            tokens += sum(len(story.answer) for story in stories)
-            order = torch.Generator().manual_seed(seed + turn)
-            train(model, stories, rewards, order)
-        note(name, model, start, tokens)
+    def in_rounds(name: str, train: Callable, tokens: int) -> None:
+        """Draw and learn in turns; all methods draw the same first stories."""
+        model, start, drawn = learner(base), time.perf_counter(), 0
+        left, chance = iter(requests), generator(seed, model)
+        for turn in range(1, rounds + 1):
+            each = tokens * turn / rounds - drawn
+            told, rewards = pool_of(model, base, tokenizer, left, each, chance)
+            drawn += sum(len(story.answer) for story in told)
+            train(model, told, rewards, torch.Generator().manual_seed(seed + turn))
+        note(name, model, time.perf_counter() - start, drawn)
 
-    note("base", base, time.perf_counter(), 0)
-    note("best of 8", base, time.perf_counter(), 0, choose=GROUP)
-    in_rounds(
-        "rejection sampling",
-        lambda model, stories, rewards, order: train_on_best(
-            *(model, pick_best(stories, rewards)),
-            generator=order,
-            **SETTINGS["rejection"],
-        ),
-    )
-    in_rounds(
-        "DPO",
-        lambda model, stories, rewards, order: train_dpo(
-            *(model, base, make_pairs(stories, rewards)),
-            generator=order,
-            **SETTINGS["dpo"],
-        ),
-    )
+    def by_choice(model, told, rewards, order):
+        best = pick_best(told, rewards)
+        train_on_best(model, best, generator=order, **SETTINGS["rejection"])
+
+    def by_pairs(model, told, rewards, order):
+        pairs = make_pairs(told, rewards)
+        train_dpo(model, base, pairs, generator=order, **SETTINGS["dpo"])
+
+    note("base", base, 0, 0)
+    note("best of 8", base, 0, 0, choose=GROUP)
     model, start = learner(base), time.perf_counter()
     steps = train_grpo(
-        *(model, base, tokenizer, sum(orders, []), rewards_by_rule(base)),
-        group=GROUP,
-        max_tokens=SETTINGS["tokens"],
+        *(model, base, tokenizer, requests[: SETTINGS["requests"]]),
+        *(rewards_by_rule(base),),
         generator=generator(seed, model),
         **SETTINGS["grpo"],
     )
-    note("GRPO", model, start, int(steps["tokens"].sum()))
-    curve = steps.round(4).to_dict("list")
-    kept = {"seed": seed, "scores": scores, "drawn": drawn, "seconds": seconds}
-    return kept | {"curve": curve, "stories": told}
-
-
-def rewards_by_rule(base: GPTModel) -> Callable[[Sequence[Story]], torch.Tensor]:
-    """The reward of equation 9.1, with the base as the judge of fluency."""
-    return lambda stories: torch.tensor(rate_stories(stories, base)["reward"].values)
+    tokens, seconds = int(steps["tokens"].sum()), time.perf_counter() - start
+    in_rounds("rejection sampling", by_choice, tokens)
+    in_rounds("DPO", by_pairs, tokens)
+    note("GRPO", model, seconds, tokens)
+    return kept | {"curve": steps.round(4).to_dict("list")}
 
 
 def points(story: Story) -> int:
-    """How many times a story says an ordered word: the reward that is cheated."""
+    """How many times a story says a requested word: the reward that is cheated."""
     said = story.text.split()
     return sum(uses_word(word, each) for word in story.words for each in said)
 
 
 def gamed(device: str) -> dict:
-    """What becomes of the base if it is paid by `points`, without a leash."""
-    base, tokenizer = frozen_copy(load_base(device)), load_base_tokenizer()
+    """What becomes of the base if it is paid by `points`, and may go anywhere."""
+    base, tokenizer = load_base(device), load_base_tokenizer()
     model = learner(base)
     steps = train_grpo(
-        *(model, base, tokenizer, draw_orders(64, FIRST_SEED)),
-        lambda stories: torch.tensor([float(points(story)) for story in stories]),
+        *(model, base, tokenizer, draw_requests(80, FIRST_SEED)),
+        lambda stories: [points(story) for story in stories],
         **{**SETTINGS["grpo"], "beta": 0.0},
         generator=generator(FIRST_SEED, model),
     )
     chance = generator(FIRST_SEED, model)
-    test = [EXAMPLE, *draw_orders(3, 0, held_out=True)]
+    test = [EXAMPLE, *draw_requests(3, 0, held_out=True)]
     stories = tell_stories(model, tokenizer, test, 1, chance)
     curve = steps.rename(columns={"reward": "points"}).round(4).to_dict("records")
     told = [{"words": story.words, "text": story.text} for story in stories]
     return {"made_of": made_of(), "steps": curve, "stories": told}
+
+
+def instructed(device: str, seed: int = FIRST_SEED) -> dict:
+    """Chapter 7's finetuned model before and after GRPO on requests for stories.
+
+    Percents: stories with all three words, and exact answers to chapter 7's other
+    questions, of its validation and of its test part.
+    """
+    train_entries, *parts = split_entries(load_instructions(), seed=seed)
+    settings = {**instructions.COPY, **instructions.SETTINGS}
+    before, _ = instructions.finetuned(seed, train_entries, device, **settings)
+    base, tokenizer, after = load_base(device), load_base_tokenizer(), learner(before)
+    requests = draw_requests(SETTINGS["requests"], seed)
+    train_grpo(
+        *(after, before, tokenizer, requests, rewards_by_rule(base)),
+        generator=generator(seed, after),
+        **SETTINGS["grpo"],
+    )
+    record = {"made_of": {"instructions": instructions.made_of(), **made_of()}}
+    for name, model in (("before", before.eval()), ("after", after)):
+        scores, told = judge(model, base, tokenizer, seed)
+        for part, entries in zip(("validation", "test"), parts, strict=True):
+            short = instructions.by_family(entries)[0]
+            answers = generate_answers(model, short, tokenizer)
+            for family in ("closed", "copy"):
+                right = [
+                    exact_match(answer, entry["output"], entry["kind"])
+                    for entry, answer in zip(short, answers, strict=True)
+                    if entry["family"] == family
+                ]
+                scores[f"{family}, {part}"] = round(sum(right) / len(right), 4)
+                record[f"{family}, {part}"] = len(right)
+        record[name] = {"scores": scores, "stories": [story.text for story in told]}
+    return record
 
 
 # --- The record -----------------------------------------------------------------------
@@ -278,17 +327,28 @@ def facts(record: dict) -> str:
     return f"{seeds}; {least:,} to {most:,} tokens drawn by each method that learns"
 
 
+def other_abilities() -> pd.DataFrame:
+    """The stored scores of chapter 7's model before and after GRPO, in percent."""
+    record = read_record(INSTRUCTED)
+    families = ["closed, validation", "closed, test", "copy, validation", "copy, test"]
+    rows = {name: record[name]["scores"] for name in ("before", "after")}
+    return (100 * pd.DataFrame(rows).T[["all words", *families]]).round(1)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds")
     parser.add_argument("--out", type=Path, default=RECORD, help="the record to extend")
     parser.add_argument("--gamed", action="store_true", help="the cheated reward alone")
+    parser.add_argument("--instructed", action="store_true", help="chapter 7's model")
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.gamed:
-        text = json.dumps(gamed(device), indent=0)
-        return write_atomically(GAMED, text + "\n")
+        return write_atomically(GAMED, json.dumps(gamed(device), indent=0) + "\n")
+    if options.instructed:
+        found = json.dumps(instructed(device), indent=0)
+        return write_atomically(INSTRUCTED, found + "\n")
     threads = f"{device}, {torch.get_num_threads()} threads"
     made = {"made_of": made_of(), "device": threads}
     seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)

@@ -41,7 +41,7 @@ def stories_needed(answer: Callable[[float, float], int]) -> None:
     print("Right: what is rare is expensive to find by chance.")
 
 
-@checked("9.2", wants="a tensor (orders, group)", keeps=True)
+@checked("9.2", wants="a tensor (requests, group)", keeps=True)
 def leave_one_out(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Each reward minus the mean of the others in its group."""
     rewards = torch.tensor([[1.0, 0.0, 0.5, 0.1], [0.3, 0.3, 0.3, 0.3]])
@@ -53,7 +53,7 @@ def leave_one_out(answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
     )
     everybody = rewards - (rewards.sum() - rewards) / 7
     assert not close(found, everybody), (
-        "each story is compared with those of its own order, which are in its row"
+        "each story is compared with those of its own request, in its row"
     )
     wanted = torch.tensor([[0.8, -0.5333, 0.1333, -0.4], [0.0, 0.0, 0.0, 0.0]])
     assert close(found, wanted, atol=1e-3), (
@@ -136,7 +136,7 @@ def used_words(answer: Callable[[Sequence[str], str], int]) -> None:
         "Kite, brave, climb.": (0, "a list of the words is no sentence with others"),
         "The brave kite can climb.": (
             0,
-            "the ordered words do not count among the four others",
+            "the requested words do not count among the four others",
         ),
         story: (2, "the last sentence has two other words, so `climbed` is not used"),
         story.replace("!", " to get it!"): (3, "`climbed` is a form of climb"),

@@ -11,7 +11,7 @@ __all__ += ["check_reference", "check_pairs", "check_rewards", "check_some"]
 
 
 def check_some(name: str, values: Sequence) -> None:
-    """Refuse an empty list of orders, stories or pairs."""
+    """Refuse an empty list of requests, stories or pairs."""
     if len(values) == 0:
         raise ValueError(f"{name} is empty; give at least one of them")
 
@@ -41,7 +41,7 @@ def check_drawing(
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(
             f"temperature must be above 0, not {temperature}: without chance all "
-            "stories of an order would be the same"
+            "stories for a request would be the same"
         )
 
 
@@ -63,11 +63,11 @@ def check_rewards(rewards: torch.Tensor) -> None:
 
 
 def check_group(rewards: torch.Tensor) -> None:
-    """Refuse rewards that are not of shape (orders, group), or a group of one."""
+    """Refuse rewards that are not of shape (requests, group), or a group of one."""
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(
             f"rewards have the shape {tuple(rewards.shape)}; give one row for each "
-            "order, of two stories or more: one alone is compared with nothing"
+            "request, of two stories or more: one alone is compared with nothing"
         )
     check_rewards(rewards)
 
@@ -78,7 +78,7 @@ def check_reference(model: nn.Module, reference: nn.Module) -> None:
     if learning & {p.data_ptr() for p in reference.parameters()}:
         raise ValueError(
             "the reference is the model itself, or has weights of it, and would change "
-            "with it; take frozen_copy(model) before the training begins"
+            "with it; take copy.deepcopy(model) before the training begins"
         )
 
 

@@ -17,22 +17,23 @@ def four_ways() -> Drawing:
     d = Drawing(
         720,
         330,
-        "The rewards of eight stories of one order, four times. Best of n gives out "
-        "the best one. Rejection sampling imitates the best. DPO learns that the best "
-        "is better than the worst. GRPO learns from all eight, by their advantages.",
+        "The rewards of eight stories for one request, four times. Best of n gives out "
+        "the best one. Rejection sampling imitates the best. DPO learns from pairs "
+        "which one is better. GRPO learns from all eight, by their advantages.",
     )
     places = d.steps(["best of n", "rejection sampling", "DPO", "GRPO"])
-    notes = ["give out\nthe best", "imitate\nthe best", "best over worst", "push all"]
-    best, worst = REWARDS.index(max(REWARDS)), REWARDS.index(min(REWARDS))
+    notes = ["give out\nthe best", "imitate\nthe best", "better over worse", "push all"]
+    order = sorted(range(len(REWARDS)), key=lambda story: -REWARDS[story])
+    better, worse = order[: len(order) // 2], order[len(order) // 2 :]
     for i, (place, note) in enumerate(zip(places, notes, strict=True)):
         x = place.x + (28 if i == 3 else 62)
         column = [[value] for value in REWARDS]
         drawn = d.matrix(x, 68, column, title="rewards", cell=25, digits=1)
         d.text(place.x + place.width / 2, 288, note)
-        if i < 3:
-            d.mark(drawn.cells[best][0], "green")
-        if i == 2:
-            d.mark(drawn.cells[worst][0], "vermillion")
+        for story in ([better[:1], better[:1], better, []])[i]:
+            d.mark(drawn.cells[story][0], "green")
+        for story in worse if i == 2 else []:
+            d.mark(drawn.cells[story][0], "vermillion")
     advantages = group_advantages(torch.tensor([REWARDS]))[0]
     column = [[round(value, 1) + 0.0] for value in advantages.tolist()]  # no -0.0
     d.matrix(places[3].x + 102, 68, column, title="advantages", cell=25, digits=1)

@@ -1,11 +1,11 @@
 """Chapter 9: Rewards and preferences.
 
-You will let a model learn from what was *judged better*: rules say which of its own
-stories have the words that were ordered, and four methods make such stories likelier.
-You will also see how a model cheats a rule, and what a reward costs elsewhere.
+You will let a model learn from what was *judged better*. A rule says how good each of
+its stories is, and four methods make good stories likelier. You will also see how a
+model cheats a rule, and what it forgets.
 
-Exported from rewards.ipynb, which explains every line: change it there, then run
-`python -m tools.export`.
+Exported from rewards.ipynb and deeper.ipynb, which explain every line: change it there,
+then run `python -m tools.export`.
 """
 
 import copy
@@ -25,33 +25,26 @@ from ch09_rewards.guards import (
     check_group,
     check_pairs,
     check_reference,
-    check_rewards,
     check_some,
 )
 from shared.ch04 import GPTModel, next_token_logits
 from shared.ch05 import evaluating
+from shared.ch06 import let_rate_fall
 from shared.ch07 import fours_in, has_ending, repeated_fours, uses_word
 
 __all__ = [
     "request",
-    "draw_tokens",
-    "draw_answers",
     "LONGEST",
     "TEMPERATURE",
     "Story",
     "tell_stories",
-    "pad_stories",
     "token_log_probs",
-    "fixed_log_probs",
     "SHORTEST",
     "LEAST_FLUENT",
     "rate_stories",
-    "summary",
     "learner",
-    "frozen_copy",
     "make_optimizer",
-    "take_step",
-    "batches_of",
+    "learn",
     "pick_best",
     "train_on_best",
     "dpo_loss",
@@ -62,73 +55,30 @@ __all__ = [
     "grpo_loss",
     "learn_from_draw",
     "train_grpo",
+    "draw_tokens",
+    "draw_answers",
+    "pad_stories",
+    "fixed_log_probs",
 ]
 
 
 def request(words: Sequence[str]) -> str:
-    """The order of a story, in the wording that the base has read before stories."""
+    """A request for a story, in a wording that the base has read before stories."""
     first, second, third = words
     return f"Write a story with the words {first}, {second} and {third}.\n\n"
-
-
-def draw_tokens(
-    logits: torch.Tensor, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """A token for each row, drawn by its probability: logits (B, V) -> ids (B,)."""
-    ends = logits.softmax(-1).cumsum(-1)  # (B, V), where each token's stretch ends
-    number = torch.rand(len(ends), 1, generator=generator, device=ends.device)
-    drawn = torch.searchsorted(ends, number * ends[:, -1:], right=True)  # (B, 1)
-    return drawn[:, 0].clamp(max=logits.shape[-1] - 1)
-
-
-def draw_answers(
-    model: GPTModel,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    eos_id: int,
-    temperature: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> list[list[int]]:
-    """Draw an answer to each prompt; its end token belongs to it, unless it is cut."""
-    check_drawing(prompts, max_new_tokens, temperature)
-    device = next(model.parameters()).device
-    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-    start, longest = min(map(len, prompts)), max(map(len, prompts)) + max_new_tokens
-    rows = [ids + [eos_id] * (longest - len(ids)) for ids in prompts]
-    rows = torch.tensor(rows, device=device)  # (B, T)
-    cache, left = model.new_cache(longest), torch.arange(len(rows), device=device)
-    ended = torch.zeros_like(left, dtype=torch.bool)  # of the rows that are left
-    with evaluating(model):
-        for t in range(start, longest):
-            logits = next_token_logits(model, rows[left, :t], longest, cache).float()
-            new = draw_tokens(logits / temperature, generator)
-            own = t < lengths[left]  # the prompt is not over
-            rows[left, t] = torch.where(own | ended, rows[left, t], new)
-            ended |= ~own & (new == eos_id)
-            if ended.all():
-                break
-            if ended.float().mean() > 0.2:  # the others go on without them
-                left = left[~ended]
-                for layer in cache:
-                    layer.keys = layer.keys[~ended]
-                    layer.values = layer.values[~ended]
-                ended = ended[~ended]
-    texts = zip(rows.tolist(), lengths.tolist(), strict=True)
-    new = [row[n : n + max_new_tokens] for row, n in texts]
-    return [ids[: ids.index(eos_id) + 1] if eos_id in ids else ids for ids in new]
 
 
 LONGEST = 128  # tokens that a story may have, with its end
 
 
-TEMPERATURE = 0.7  # at which stories are drawn, so it belongs to the policy
+TEMPERATURE = 0.7  # at which stories are drawn
 
 
 @dataclass(frozen=True)
 class Story:
-    """What a model told to an order."""
+    """What a model told when it was asked for some words."""
 
-    words: tuple[str, ...]  # that were ordered
+    words: tuple[str, ...]  # that were asked for
     prompt: list[int]
     answer: list[int]  # with the end token, unless the story was cut off
     text: str
@@ -138,39 +88,21 @@ class Story:
 def tell_stories(
     model: GPTModel,
     tokenizer,
-    orders: Sequence[tuple[str, ...]],
+    requests: Sequence[tuple[str, ...]],
     each: int = 1,
     generator: torch.Generator | None = None,
-    batch_size: int = 256,
 ) -> list[Story]:
-    """Stories to each order, `each` of them one after the other."""
-    check_some("orders", orders)
-    orders, end = [words for words in orders for _ in range(each)], tokenizer.eot_token
+    """Stories for each request, `each` of them one after the other."""
+    check_some("requests", requests)
+    asked, end = [words for words in requests for _ in range(each)], tokenizer.eot_token
+    prompts = [tokenizer.encode_ordinary(request(words)) for words in asked]
+    drawn = draw_answers(model, prompts, LONGEST, end, TEMPERATURE, generator)
     stories = []
-    for start in range(0, len(orders), batch_size):
-        some = orders[start : start + batch_size]
-        prompts = [tokenizer.encode_ordinary(request(words)) for words in some]
-        drawn = draw_answers(model, prompts, LONGEST, end, TEMPERATURE, generator)
-        for words, prompt, answer in zip(some, prompts, drawn, strict=True):
-            ended = answer[-1] == end
-            text = tokenizer.decode(answer[:-1] if ended else answer).strip()
-            stories.append(Story(words, prompt, answer, text, ended))
+    for words, prompt, answer in zip(asked, prompts, drawn, strict=True):
+        ended = answer[-1] == end
+        text = tokenizer.decode(answer[:-1] if ended else answer).strip()
+        stories.append(Story(words, prompt, answer, text, ended))
     return stories
-
-
-def pad_stories(
-    stories: Sequence[Story], device: torch.device | str = "cpu"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets (B, T); targets that are no token of an answer are -100."""
-    check_answers([story.answer for story in stories])
-    longest = max(len(s.prompt) + len(s.answer) for s in stories)
-    ids = torch.zeros(len(stories), longest, dtype=torch.long)
-    targets = torch.full((len(stories), longest), -100)
-    for row, story in enumerate(stories):
-        begin, end = len(story.prompt), len(story.prompt) + len(story.answer)
-        ids[row, :end] = torch.tensor(story.prompt + story.answer)
-        targets[row, begin - 1 : end - 1] = ids[row, begin:end]
-    return ids[:, :-1].to(device), targets[:, :-1].to(device)
 
 
 def token_log_probs(
@@ -186,19 +118,6 @@ def token_log_probs(
     return torch.zeros(targets.shape, device=ids.device).masked_scatter(counts, -losses)
 
 
-def fixed_log_probs(
-    model: GPTModel,
-    ids: torch.Tensor,
-    targets: torch.Tensor,
-    temperature: float = TEMPERATURE,
-    batch_size: int = 32,
-) -> torch.Tensor:
-    """The same without gradients, and a few stories at a time."""
-    parts = zip(ids.split(batch_size), targets.split(batch_size), strict=True)
-    with evaluating(model):
-        return torch.cat([token_log_probs(model, *p, temperature) for p in parts])
-
-
 SHORTEST = 40  # words of a whole story
 
 
@@ -208,8 +127,8 @@ LEAST_FLUENT = -1.5  # mean ln p of a token, under the base
 def rate_stories(stories: Sequence[Story], reference: GPTModel) -> pd.DataFrame:
     """The parts of each story's reward, and the reward; the reference judges fluency.
 
-    `words` is the share of the ordered words that are there, in any form. `whole` is 1
-    if the story ends by itself, with a sentence, after `SHORTEST` words or more.
+    `words` is the share of the requested words that are there, in any form. `whole` is
+    1 if the story ends by itself, with a sentence, after `SHORTEST` words or more.
     `repeats` is the share of its runs of four words that were there before.
     """
     ids, targets = pad_stories(stories, next(reference.parameters()).device)
@@ -225,20 +144,9 @@ def rate_stories(stories: Sequence[Story], reference: GPTModel) -> pd.DataFrame:
         rows.append(row | {"repeats": repeats, "fluency": fluent})
     rated = pd.DataFrame(rows)
     lacking = (LEAST_FLUENT - rated["fluency"]).clip(lower=0)
-    rated["reward"] = rated["words"] - (1 - rated["whole"]) / 2  # eq. 9.1
+    rated["reward"] = rated["words"] ** 2 - (1 - rated["whole"]) / 4  # eq. 9.1
     rated["reward"] -= rated["repeats"] + lacking
     return rated
-
-
-def summary(stories: Sequence[Story], reference: GPTModel) -> pd.Series:
-    """Means over stories: reward, its parts, all three words, length in tokens."""
-    rated = rate_stories(stories, reference)
-    means = rated.mean()
-    all_words = float((rated["words"] == 1).mean())
-    length = sum(len(story.answer) for story in stories) / len(stories)
-    parts = {name: means[name] for name in ("words", "whole", "repeats", "fluency")}
-    first = {"reward": means["reward"], "all words": all_words}
-    return pd.Series({**first, **parts, "tokens": length})
 
 
 def learner(model: GPTModel) -> GPTModel:
@@ -248,68 +156,69 @@ def learner(model: GPTModel) -> GPTModel:
     return model
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model that never learns: the reference."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-def make_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW for the parameters that are not frozen."""
+def make_optimizer(
+    model: nn.Module, learning_rate: float, num_steps: int
+) -> torch.optim.Optimizer:
+    """AdamW for what is not frozen; the learning rate falls to zero in these steps."""
     learning = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(learning, learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(learning, learning_rate, weight_decay=0.0)
+    let_rate_fall(optimizer, num_steps)
+    return optimizer
 
 
-def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """Go one step down, with a gradient of length 1 at most."""
-    optimizer.zero_grad()
-    loss.backward()
-    for group in optimizer.param_groups:
-        nn.utils.clip_grad_norm_(group["params"], 1.0)
-    optimizer.step()
-
-
-def batches_of(
-    number: int, batch_size: int, generator: torch.Generator | None = None
-) -> list[list[int]]:
-    """The numbers from 0 on in a random order, dealt into batches."""
-    order = torch.randperm(number, generator=generator)
-    return [part.tolist() for part in order.split(batch_size)]
+def learn(
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence,
+    loss_of: Callable[[list], torch.Tensor],
+    batch_size: int,
+    generator: torch.Generator | None = None,
+) -> list[float]:
+    """Go once through examples in random order, a step a batch; the loss of each."""
+    losses = []
+    for batch in torch.randperm(len(examples), generator=generator).split(batch_size):
+        loss = loss_of([examples[i] for i in batch.tolist()])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 def pick_best(stories: Sequence[Story], rewards: torch.Tensor) -> list[Story]:
-    """The best story of each order; none where all are worth the same.
+    """The best story for each request; none where all are worth the same.
 
-    `rewards` (orders, group) are those of the stories, in their order.
+    `rewards` (requests, group) are those of the stories, in the same order.
     """
     check_group(rewards)
-    best, least = rewards.max(1), rewards.min(1).values
-    group = rewards.shape[1]
-    return [
-        stories[order * group + place]
-        for order, place in enumerate(best.indices.tolist())
-        if best.values[order] > least[order]
-    ]
+    group, best = rewards.shape[1], []
+    for i, row in enumerate(rewards):
+        if row.max() > row.min():
+            best.append(stories[i * group + row.argmax().item()])
+    return best
 
 
 def train_on_best(
     model: GPTModel,
     stories: Sequence[Story],
     learning_rate: float,
-    batch_size: int = 16,
-    num_epochs: int = 1,
+    batch_size: int = 8,
+    num_epochs: int = 2,
     generator: torch.Generator | None = None,
 ) -> list[float]:
-    """Rejection sampling's second half: finetune a model on chosen stories."""
-    device = next(model.parameters()).device
+    """Rejection sampling's second half: finetune on chosen stories; losses of steps."""
     check_some("stories", stories)
-    optimizer, losses = make_optimizer(model, learning_rate), []
+    device = next(model.parameters()).device
+
+    def loss_of(batch: list[Story]) -> torch.Tensor:
+        ids, targets = pad_stories(batch, device)
+        log_probs = token_log_probs(model, ids, targets)  # (B, T)
+        return -log_probs.sum() / (targets != -100).sum()  # eq. 7.1
+
+    steps = num_epochs * -(-len(stories) // batch_size)
+    optimizer, losses = make_optimizer(model, learning_rate, steps), []
     for _ in range(num_epochs):
-        for batch in batches_of(len(stories), batch_size, generator):
-            ids, targets = pad_stories([stories[i] for i in batch], device)
-            log_probs = token_log_probs(model, ids, targets)  # (B, T)
-            loss = -log_probs.sum() / (targets != -100).sum()  # eq. 7.1
-            take_step(optimizer, loss)
-            losses.append(loss.item())
+        losses += learn(optimizer, stories, loss_of, batch_size, generator)
     return losses
 
 
@@ -334,16 +243,19 @@ def dpo_loss(
 
 
 def make_pairs(
-    stories: Sequence[Story], rewards: torch.Tensor
+    stories: Sequence[Story], rewards: torch.Tensor, least: float = 0.05
 ) -> list[tuple[Story, Story]]:
-    """The best and the worst story of each order; none where all are worth the same."""
+    """Pairs (better, worse) of each group: best and worst, second best and ...
+
+    They differ by `least` or more, and each story is in one pair at most.
+    """
     check_group(rewards)
     group, pairs = rewards.shape[1], []
-    for order, row in enumerate(rewards):
-        best, worst = row.argmax().item(), row.argmin().item()
-        if row[best] > row[worst]:
-            at = order * group
-            pairs.append((stories[at + best], stories[at + worst]))
+    for i, row in enumerate(rewards):
+        order = row.argsort(descending=True, stable=True).tolist()
+        for better, worse in zip(order[: group // 2], reversed(order), strict=False):
+            if row[better] - row[worse] >= least:
+                pairs.append((stories[i * group + better], stories[i * group + worse]))
     return pairs
 
 
@@ -354,28 +266,25 @@ def train_dpo(
     beta: float,
     learning_rate: float,
     batch_size: int = 8,
-    num_epochs: int = 1,
     generator: torch.Generator | None = None,
 ) -> pd.DataFrame:
-    """Train on pairs (better, worse); means for each step."""
+    """Go once through pairs (better, worse); loss and implicit rewards of each step."""
     check_reference(model, reference)
     check_pairs([(better.answer, worse.answer) for better, worse in pairs])
-    device = next(model.parameters()).device
-    optimizer, rows = make_optimizer(model, learning_rate), []
-    for _ in range(num_epochs):
-        for batch in batches_of(len(pairs), batch_size, generator):
-            better, worse = zip(*[pairs[i] for i in batch], strict=True)
-            ids, targets = pad_stories([*better, *worse], device)
-            known = fixed_log_probs(reference, ids, targets).sum(-1)  # (2 B,)
-            new = token_log_probs(model, ids, targets).sum(-1)
-            half = len(batch)
-            loss, won, lost = dpo_loss(
-                new[:half], new[half:], known[:half], known[half:], beta
-            )
-            take_step(optimizer, loss)
-            row = {"loss": loss.item(), "chosen": won.mean().item()}
-            row |= {"rejected": lost.mean().item(), "pairs": len(batch)}
-            rows.append(row | {"right": (won > lost).float().mean().item()})
+    device, rows = next(model.parameters()).device, []
+
+    def loss_of(batch: list[tuple[Story, Story]]) -> torch.Tensor:
+        better, worse = zip(*batch, strict=True)
+        ids, targets = pad_stories([*better, *worse], device)
+        new = token_log_probs(model, ids, targets).sum(-1)  # (2 B,)
+        known = fixed_log_probs(reference, ids, targets).sum(-1)
+        loss, won, lost = dpo_loss(*new.chunk(2), *known.chunk(2), beta)
+        row = {"loss": loss.item(), "chosen": won.mean().item()}
+        rows.append(row | {"rejected": lost.mean().item()})
+        return loss
+
+    optimizer = make_optimizer(model, learning_rate, -(-len(pairs) // batch_size))
+    learn(optimizer, pairs, loss_of, batch_size, generator)
     return pd.DataFrame(rows)
 
 
@@ -388,7 +297,7 @@ def group_advantages(rewards: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     """
     check_group(rewards)
     mean = rewards.mean(1, keepdim=True)
-    deviation = rewards.std(1, keepdim=True, correction=0)
+    deviation = rewards.std(1, keepdim=True)
     return (rewards - mean) / (deviation + eps)  # eq. 9.7
 
 
@@ -410,18 +319,12 @@ def grpo_loss(
     beta: float,
     clip: float = 0.2,
 ) -> torch.Tensor:
-    """GRPO's loss, a mean over all tokens of the answers.
+    """GRPO's loss, a mean over the tokens that count, those of the answers.
 
-    Args:
-        new, old, reference: ln p of each token under the policy that learns, the one
-            that drew, and the reference, (B, T).
-        advantages: of the stories, (B,).
-        counts: which tokens belong to an answer, (B, T).
-        beta: how much it costs to leave the reference; 0 for nothing.
-        clip: how far a token's ratio may go before it is pushed no more.
+    `new`, `old` and `reference` are ln p of each token (B, T) under the policy that
+    learns, the one that drew, and the reference; `advantages` are of stories (B,).
 
-    Source: Shao et al. (2024), equation 3; the mean over tokens is that of Yu et al.
-    (2025), DAPO, equation 8.
+    Source: Shao et al. (2024), equation 3; for the mean over tokens Yu et al. (2025).
     """
     check_beta(beta, "0 or more")
     ratio = (new - old).exp()
@@ -447,11 +350,13 @@ def learn_from_draw(
     old = fixed_log_probs(model, ids, targets)
     known = fixed_log_probs(reference, ids, targets)
     advantages = advantages.to(device)
-    for batch in batches_of(len(stories), batch_size, generator):
+
+    def loss_of(batch: list[int]) -> torch.Tensor:
         new = token_log_probs(model, ids[batch], targets[batch])
-        counts = targets[batch] != -100
         parts = (new, old[batch], known[batch], advantages[batch])
-        take_step(optimizer, grpo_loss(*parts, counts, beta))
+        return grpo_loss(*parts, targets[batch] != -100, beta)
+
+    learn(optimizer, range(len(stories)), loss_of, batch_size, generator)
     return kl_to_reference(old, known).sum(-1).mean().item()
 
 
@@ -459,37 +364,115 @@ def train_grpo(
     model: GPTModel,
     reference: GPTModel,
     tokenizer,
-    orders: Sequence[tuple[str, ...]],
-    reward: Callable[[Sequence[Story]], torch.Tensor],
+    requests: Sequence[tuple[str, ...]],
+    reward: Callable[[Sequence[Story]], Sequence[float]],
     beta: float,
     learning_rate: float,
     group: int = 8,
-    orders_at_once: int = 8,
+    requests_at_once: int = 8,
     batch_size: int = 16,
-    max_tokens: float = float("inf"),
     generator: torch.Generator | None = None,
 ) -> pd.DataFrame:
-    """Draw groups of stories, and learn from each in steps of `batch_size` stories.
+    """Draw groups of stories, and learn from each draw in steps of `batch_size`.
 
-    It ends after all orders, or once `max_tokens` are drawn. `reward` returns the
-    rewards (B,) of stories. A row for each draw has the means over its stories: reward,
-    length in tokens, KL divergence from the reference; and how many tokens were drawn.
+    `reward` gives the rewards of stories. A row for each draw: means over its stories
+    of reward, length in tokens, and KL divergence; and how many tokens were drawn.
     """
     check_reference(model, reference)
-    check_some("orders", orders)
-    optimizer, rows = make_optimizer(model, learning_rate), []
-    for start in tqdm(range(0, len(orders), orders_at_once), leave=False):
-        some = orders[start : start + orders_at_once]
+    check_some("requests", requests)
+    draws = [
+        requests[start : start + requests_at_once]
+        for start in range(0, len(requests), requests_at_once)
+    ]
+    steps = sum(-(-len(some) * group // batch_size) for some in draws)
+    optimizer, rows = make_optimizer(model, learning_rate, steps), []
+    shuffle = torch.Generator().manual_seed(0)  # of the stories of a draw
+    for some in tqdm(draws, leave=False):
         stories = tell_stories(model, tokenizer, some, group, generator)
-        rewards = reward(stories)
-        check_rewards(rewards)
-        advantages = group_advantages(rewards.view(-1, group)).flatten()
-        shuffle = torch.Generator().manual_seed(start)
-        parts = (model, reference, optimizer, stories, advantages)
-        kl = learn_from_draw(*parts, beta, batch_size, shuffle)
+        rewards = torch.tensor([float(x) for x in reward(stories)]).view(-1, group)
+        parts = (model, reference, optimizer, stories)
+        advantages = group_advantages(rewards).flatten()
+        kl = learn_from_draw(*parts, advantages, beta, batch_size, shuffle)
         tokens = sum(len(story.answer) for story in stories)
         row = {"reward": rewards.mean().item(), "length": tokens / len(stories)}
         rows.append(row | {"kl": kl, "tokens": tokens})
-        if sum(row["tokens"] for row in rows) >= max_tokens:
-            break
     return pd.DataFrame(rows)
+
+
+def draw_tokens(
+    logits: torch.Tensor, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """A token for each row, drawn by its probability: logits (B, V) -> ids (B,)."""
+    ends = logits.softmax(-1).cumsum(-1)  # (B, V), where each token's stretch ends
+    number = torch.rand(len(ends), 1, generator=generator, device=ends.device)
+    drawn = torch.searchsorted(ends, number * ends[:, -1:], right=True)  # (B, 1)
+    return drawn[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def draw_answers(
+    model: GPTModel,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    eos_id: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    batch_size: int = 256,
+) -> list[list[int]]:
+    """Draw an answer to each prompt; its end token belongs to it, unless it is cut."""
+    check_drawing(prompts, max_new_tokens, temperature)
+    if len(prompts) > batch_size:
+        parts = (prompts[:batch_size], prompts[batch_size:])
+        rest = (max_new_tokens, eos_id, temperature, generator, batch_size)
+        return [ids for part in parts for ids in draw_answers(model, part, *rest)]
+    device = next(model.parameters()).device
+    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+    start, longest = min(map(len, prompts)), max(map(len, prompts)) + max_new_tokens
+    rows = [ids + [eos_id] * (longest - len(ids)) for ids in prompts]
+    rows = torch.tensor(rows, device=device)  # (B, T)
+    cache, left = model.new_cache(longest), torch.arange(len(rows), device=device)
+    ended = torch.zeros_like(left, dtype=torch.bool)  # of the rows that are left
+    with evaluating(model):
+        for t in range(start, longest):
+            logits = next_token_logits(model, rows[left, :t], longest, cache).float()
+            new = draw_tokens(logits / temperature, generator)
+            own = t < lengths[left]  # the prompt is not over
+            rows[left, t] = torch.where(own | ended, rows[left, t], new)
+            ended |= ~own & (new == eos_id)
+            if ended.all():
+                break
+            if ended.float().mean() > 0.2:  # the others go on without them
+                for layer in cache:
+                    layer.keys = layer.keys[~ended]
+                    layer.values = layer.values[~ended]
+                left, ended = left[~ended], ended[~ended]
+    texts = zip(rows.tolist(), lengths.tolist(), strict=True)
+    new = [row[n : n + max_new_tokens] for row, n in texts]
+    return [ids[: ids.index(eos_id) + 1] if eos_id in ids else ids for ids in new]
+
+
+def pad_stories(
+    stories: Sequence["Story"], device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets (B, T); targets that are no token of an answer are -100."""
+    check_answers([story.answer for story in stories])
+    longest = max(len(s.prompt) + len(s.answer) for s in stories)
+    ids = torch.zeros(len(stories), longest, dtype=torch.long)
+    targets = torch.full((len(stories), longest), -100)
+    for row, story in enumerate(stories):
+        begin, end = len(story.prompt), len(story.prompt) + len(story.answer)
+        ids[row, :end] = torch.tensor(story.prompt + story.answer)
+        targets[row, begin - 1 : end - 1] = ids[row, begin:end]
+    return ids[:, :-1].to(device), targets[:, :-1].to(device)
+
+
+def fixed_log_probs(
+    model: GPTModel,
+    ids: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float = TEMPERATURE,
+    batch_size: int = 32,
+) -> torch.Tensor:
+    """ln p of each target, without gradients, and a few stories at a time: (B, T)."""
+    parts = zip(ids.split(batch_size), targets.split(batch_size), strict=True)
+    with evaluating(model):
+        return torch.cat([token_log_probs(model, *p, temperature) for p in parts])

@@ -1,5 +1,6 @@
-"""Chapter 9: the losses against float64 by hand, drawing, rewards, and bad input."""
+"""Chapter 9: the losses by hand and as TRL has them, drawing, rewards, bad input."""
 
+import copy
 import json
 import math
 import re
@@ -8,26 +9,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ch09_rewards import compare, orders, pictures
-from ch09_rewards.orders import draw_orders
+from ch09_rewards import asked_words, compare, pictures
 from shared.ch09 import (
     LONGEST,
     Story,
     dpo_loss,
     draw_answers,
+    draw_requests,
     draw_tokens,
     fixed_log_probs,
-    frozen_copy,
     group_advantages,
     grpo_loss,
     kl_to_reference,
+    learn,
     learner,
+    make_optimizer,
     make_pairs,
     pad_stories,
     pick_best,
     rate_stories,
     request,
-    summary,
     tell_stories,
     token_log_probs,
     train_dpo,
@@ -109,19 +110,20 @@ def test_drawing_together_is_drawing_one_by_one(model):
         torch.randint(0, END, (n,), generator=letters).tolist()
         for n in (3, 9, 4, 4, 7, 5, 6, 3)
     ]
-    sharp = frozen_copy(model)
+    sharp = copy.deepcopy(model)
     with torch.no_grad():  # so that some rows end early, and leave the cache
         sharp.out_head.weight[END] += 0.6 * sharp.out_head.weight[:END].mean(0)
         sharp.out_head.weight[END] *= 1.5
     found = draw_answers(sharp, prompts, 12, END, 1e-7, chance())
     wanted = [one_by_one(sharp, prompt, 12, 1e-7) for prompt in prompts]
     assert found == wanted
+    assert draw_answers(sharp, prompts, 12, END, 1e-7, chance(), 3) == wanted
     lengths = {len(answer) for answer in found}
     assert len(lengths) > 1 and 12 in lengths, "no row left early: a weak test"
 
 
 def test_an_answer_keeps_its_end_and_one_that_never_ends_is_cut(model):
-    ending, endless = frozen_copy(model), frozen_copy(model)
+    ending, endless = copy.deepcopy(model), copy.deepcopy(model)
     with torch.no_grad():
         ending.final_norm.scale.zero_()
         endless.final_norm.scale.zero_()
@@ -145,9 +147,9 @@ def test_an_answer_keeps_its_end_and_one_that_never_ends_is_cut(model):
     assert (rated["whole"] == 0).all() and (rated["reward"] < 0).all()
 
 
-def test_stories_come_in_the_order_of_their_orders(model):
+def test_stories_come_in_the_order_of_their_requests(model):
     asked = [("a", "b", "c"), ("d", "e", "f")]
-    told = tell_stories(model, Tokenizer(), asked, 3, chance(), batch_size=4)
+    told = tell_stories(model, Tokenizer(), asked, 3, chance())
     assert [each.words for each in told] == [asked[0]] * 3 + [asked[1]] * 3
     assert told[0].prompt == Tokenizer().encode(request(asked[0]))
 
@@ -211,11 +213,11 @@ def test_the_reward_is_the_sum_of_its_parts():
     assert rated["words"].tolist() == pytest.approx([1, 1, 1, 2 / 3, 0])
     assert rated["whole"].tolist() == [1, 0, 0, 0, 1]
     assert rated["repeats"].tolist() == pytest.approx([0, 0, 0, 0, 51 / 57])
-    wanted = [1, 0.5, 0.5, 2 / 3 - 0.5, -51 / 57]
+    wanted = [1, 0.75, 0.75, 4 / 9 - 0.25, -51 / 57]
     assert rated["reward"].tolist() == pytest.approx(
         [r - lacking for r in wanted], abs=1e-4
     )
-    found = summary(told, flat_model())
+    found = compare.summary(told, flat_model())
     assert found["all words"] == pytest.approx(3 / 5)
     assert found["tokens"] == pytest.approx((51 + 50 + 2 + 51 + 51) / 5)
 
@@ -231,6 +233,13 @@ def test_best_and_pairs_leave_out_groups_of_equal_rewards():
     assert make_pairs(NINE, REWARDS) == [(NINE[1], NINE[0]), (NINE[6], NINE[7])]
     same = torch.full((3, 3), 0.7)
     assert pick_best(NINE, same) == [] and make_pairs(NINE, same) == []
+
+
+def test_each_story_is_in_one_pair_and_pairs_differ_enough():
+    rewards = torch.tensor([[0.3, 0.9, 0.1, 0.32]])
+    wanted = [(NINE[1], NINE[2]), (NINE[3], NINE[0])]
+    assert make_pairs(NINE[:4], rewards, least=0.01) == wanted
+    assert make_pairs(NINE[:4], rewards) == wanted[:1]
 
 
 # --- DPO ------------------------------------------------------------------------------
@@ -253,6 +262,27 @@ def test_dpo_by_hand_in_float64():
     assert loss.item() == pytest.approx(sum(losses) / 3, rel=1e-12)
     assert won.tolist() == pytest.approx([0.3, -0.15, -0.3])
     assert lost.tolist() == pytest.approx([-0.3, 0.9, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("beta", "loss", "chosen", "rejected"),
+    [
+        (0.1, 0.6758375046265731, 0.04291075184422555, -0.006879756095909841),
+        (0.5, 0.7469118668020767, 0.21455375922112774, -0.03439878047954914),
+    ],
+)
+def test_dpo_is_that_of_trl(beta, loss, chosen, rejected):
+    """What `DPOTrainer._compute_loss` of TRL 1.16.0 gave for the same numbers."""
+    draw = chance(6)
+    new, known = (
+        -2 * torch.rand(6, 5, generator=draw, dtype=torch.double) for _ in range(2)
+    )
+    for each in (new, known):  # two answers are shorter
+        each[1, 3:] = 0
+        each[5, 2:] = 0
+    found = dpo_loss(*new.sum(1).chunk(2), *known.sum(1).chunk(2), beta)
+    for ours, theirs in zip(found, (loss, chosen, rejected), strict=True):
+        assert ours.mean().item() == pytest.approx(theirs, rel=1e-12)
 
 
 def test_dpo_slope_is_beta_times_sigmoid_of_minus_the_margin():
@@ -292,11 +322,12 @@ def test_log_probs_on_the_book_s_toy_tensors():
 
 
 def test_training_by_dpo_moves_pairs_apart(model):
-    policy, reference = learner(model), frozen_copy(model)
+    policy, reference = learner(model), copy.deepcopy(model)
     pairs = [(NINE[1], NINE[0]), (NINE[6], NINE[7])]
-    steps = train_dpo(policy, reference, pairs, 0.5, 1e-3, num_epochs=20)
+    steps = train_dpo(policy, reference, 20 * pairs, 0.5, 1e-3, batch_size=2)
     assert steps["loss"].iloc[0] == pytest.approx(math.log(2), abs=1e-5)
-    assert steps["loss"].iloc[-1] < 0.3 and steps["right"].iloc[-1] == 1
+    assert steps["loss"].iloc[-1] < 0.3
+    assert steps["chosen"].iloc[-1] > steps["rejected"].iloc[-1]
     assert same_weights(reference, model)
     assert torch.equal(policy.tok_emb.weight, model.tok_emb.weight)
 
@@ -314,10 +345,12 @@ def test_advantages_by_hand():
     found = group_advantages(REWARDS.double())
     for row, rewards in zip(found.tolist(), REWARDS.tolist(), strict=True):
         mean = sum(rewards) / 3
-        deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / 3)
+        deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / 2)
         wanted = [(r - mean) / (deviation + 1e-4) for r in rewards]
         assert row == pytest.approx(wanted, abs=1e-6)
     assert found[1].abs().max() < 1e-6  # equal rewards: nothing, and no nan
+    trl = [-0.9998000399920016, 0.9998000399920016, 0.0]  # TRL 1.16.0
+    assert found[0].tolist() == pytest.approx(trl, abs=1e-7)
 
 
 def by_hand(new, old, known, advantages, counts, beta, clip):
@@ -333,17 +366,23 @@ def by_hand(new, old, known, advantages, counts, beta, clip):
     return -sum(gains) / len(gains)
 
 
-def test_grpo_by_hand_in_float64():
+def test_grpo_by_hand_and_as_trl_has_it():
+    """`GRPOTrainer._compute_loss` of TRL 1.16.0, with `loss_type="bnpo"`."""
     draw = chance(5)
     new, old, known = (
         -2 * torch.rand(4, 6, generator=draw, dtype=torch.double) for _ in range(3)
     )
     advantages = torch.tensor([1.5, -0.7, 0.0, -1.0], dtype=torch.double)
     counts = torch.rand(4, 6, generator=draw) < 0.7
-    for beta, clip in ((0.0, 0.2), (0.3, 0.1), (1.0, 0.5)):
-        found = grpo_loss(new, old, known, advantages, counts, beta, clip)
+    for beta, clip, trl in (
+        (0.0, 0.2, 0.1346216989806714),
+        (0.3, 0.1, 0.2829854991326697),
+        (1.0, 0.5, 0.4444146981820342),
+    ):
+        found = grpo_loss(new, old, known, advantages, counts, beta, clip).item()
         parts = [x.tolist() for x in (new, old, known, advantages, counts)]
-        assert found.item() == pytest.approx(by_hand(*parts, beta, clip), rel=1e-12)
+        assert found == pytest.approx(by_hand(*parts, beta, clip), rel=1e-12)
+        assert found == pytest.approx(trl, rel=1e-12)
 
 
 def test_the_slope_at_the_start_is_the_policy_gradient():
@@ -376,12 +415,12 @@ def says_token_3(stories):
 
 
 def test_training_by_grpo_raises_the_reward(model):
-    policy, reference = learner(model), frozen_copy(model)
+    policy, reference = learner(model), copy.deepcopy(model)
     steps = train_grpo(
         *(policy, reference, Tokenizer(), [("a", "b", "c")] * 12, says_token_3),
         beta=0.0,
         learning_rate=3e-3,
-        orders_at_once=1,
+        requests_at_once=1,
         batch_size=4,
         generator=chance(),
     )
@@ -393,7 +432,7 @@ def test_training_by_grpo_raises_the_reward(model):
 def test_equal_rewards_teach_nothing(model):
     policy = learner(model)
     train_grpo(
-        *(policy, frozen_copy(model), Tokenizer(), [("a", "b", "c")]),
+        *(policy, copy.deepcopy(model), Tokenizer(), [("a", "b", "c")]),
         lambda stories: torch.ones(len(stories)),
         beta=0.0,
         learning_rate=1e-2,
@@ -403,18 +442,28 @@ def test_equal_rewards_teach_nothing(model):
     assert same_weights(policy, model)
 
 
-def test_training_ends_when_enough_is_drawn(model):
-    steps = train_grpo(
-        *(learner(model), frozen_copy(model), Tokenizer(), [("a", "b", "c")] * 9),
-        says_token_3,
-        beta=0.1,
-        learning_rate=1e-3,
-        group=2,
-        orders_at_once=1,
-        max_tokens=1,
-        generator=chance(),
-    )
-    assert len(steps) == 1
+def test_the_rate_falls_to_zero(model):
+    weight, moved = learner(model), []
+    optimizer = make_optimizer(weight, 1e-3, 4)
+    shift = weight.final_norm.shift
+    for _ in range(4):
+        before = shift.detach().clone()
+        learn(optimizer, [1], lambda _: shift.sum(), 1)
+        moved.append((shift - before).abs().mean().item())
+    assert moved == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4], rel=1e-2)
+
+
+def test_each_example_is_learned_once_a_pass(model):
+    seen, shift = [], learner(model).final_norm.shift
+
+    def loss_of(batch):
+        seen.append(batch)
+        return shift.sum()
+
+    optimizer = torch.optim.SGD([shift], 0.0)
+    assert len(learn(optimizer, range(7), loss_of, 3, chance())) == 3
+    assert [len(batch) for batch in seen] == [3, 3, 1]
+    assert sorted(sum(seen, [])) == list(range(7)) != sum(seen, [])
 
 
 # --- What is refused ------------------------------------------------------------------
@@ -453,7 +502,7 @@ def test_groups_that_are_none_are_refused(rewards, message):
 
 def test_a_reference_that_is_the_policy_is_refused(model):
     policy = learner(model)
-    half = frozen_copy(model)
+    half = copy.deepcopy(model)
     half.trf_blocks[0].ff = policy.trf_blocks[0].ff
     pairs = [(NINE[1], NINE[0])]
     for reference in (policy, half):
@@ -470,7 +519,7 @@ def test_a_reference_that_is_the_policy_is_refused(model):
 def test_a_pair_of_equal_texts_is_refused(model):
     pairs = [(NINE[1], NINE[0]), (NINE[2], story([3, END]))]
     with pytest.raises(ValueError, match="both answers of pair 1 are the same"):
-        train_dpo(learner(model), frozen_copy(model), pairs, 0.1, 1e-3)
+        train_dpo(learner(model), copy.deepcopy(model), pairs, 0.1, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -481,7 +530,7 @@ def test_a_pair_of_equal_texts_is_refused(model):
         (lambda m: rate_stories([story([])], m), "answer 0 has no token"),
         (lambda m: train_on_best(m, [], 1e-3), "stories is empty"),
         (lambda m: train_dpo(learner(m), m, [], 0.1, 1e-3), "pairs is empty"),
-        (lambda m: tell_stories(m, Tokenizer(), []), "orders is empty"),
+        (lambda m: tell_stories(m, Tokenizer(), []), "requests is empty"),
         (lambda m: draw_answers(m, [[]], 3, END), "prompt 0 is empty"),
         (lambda m: draw_answers(m, [], 3, END), "prompts is empty"),
         (lambda m: draw_answers(m, [[1]], 0, END), "max_new_tokens must be 1 or more"),
@@ -498,7 +547,7 @@ def test_a_reward_that_is_no_number_is_refused_before_any_step(model):
     policy = learner(model)
     with pytest.raises(ValueError, match="a reward is nan"):
         train_grpo(
-            *(policy, frozen_copy(model), Tokenizer(), [("a", "b", "c")]),
+            *(policy, copy.deepcopy(model), Tokenizer(), [("a", "b", "c")]),
             lambda stories: torch.full((len(stories),), math.nan),
             beta=0.1,
             learning_rate=1e-2,
@@ -507,29 +556,29 @@ def test_a_reward_that_is_no_number_is_refused_before_any_step(model):
     assert same_weights(policy, model)
 
 
-# --- Orders and the records -----------------------------------------------------------
+# --- Requests and the records ---------------------------------------------------------
 
 
-def test_no_order_to_learn_from_has_a_held_out_word():
-    kept = {word for words in draw_orders(1300, 1, held_out=True) for word in words}
-    learned = {word for words in draw_orders(3000, 2) for word in words}
+def test_no_request_to_learn_from_has_a_held_out_word():
+    kept = {word for words in draw_requests(1300, 1, held_out=True) for word in words}
+    learned = {word for words in draw_requests(3000, 2) for word in words}
     assert not kept & learned
-    assert set(orders.EXAMPLE) <= kept
-    everything = {*orders.THINGS, *orders.QUALITIES, *orders.ACTIONS}
+    assert set(asked_words.EXAMPLE) <= kept
+    everything = {*asked_words.THINGS, *asked_words.QUALITIES, *asked_words.ACTIONS}
     assert kept | learned == everything
     assert len(everything) == 130  # no word twice
 
 
-def test_orders_differ_and_come_back_with_their_seed():
-    found = draw_orders(500, 7)
-    assert len(set(found)) == 500 and found == draw_orders(500, 7)
-    assert found != draw_orders(500, 8)
+def test_requests_differ_and_come_back_with_their_seed():
+    found = draw_requests(500, 7)
+    assert len(set(found)) == 500 and found == draw_requests(500, 7)
+    assert found != draw_requests(500, 8)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1301])
-def test_more_orders_than_there_are_is_refused(number):
+def test_more_requests_than_there_are_is_refused(number):
     with pytest.raises(ValueError, match="choose a number from 1 to 1300"):
-        draw_orders(number, 1, held_out=True)
+        draw_requests(number, 1, held_out=True)
 
 
 def test_points_count_every_time():
@@ -566,11 +615,20 @@ def test_a_table_has_means_and_spreads():
     assert compare.facts({"runs": RUNS}).startswith("2 seeds; 1,001 to 1,002 tokens")
 
 
-@pytest.mark.parametrize("path", [compare.RECORD, compare.GAMED])
+@pytest.mark.parametrize("path", [compare.RECORD, compare.GAMED, compare.INSTRUCTED])
 def test_the_records_are_of_this_base_and_these_settings(path):
-    record = json.loads(path.read_text(encoding="utf-8"))
-    assert record["made_of"] == json.loads(json.dumps(compare.made_of()))
-    assert record["made_of"]["base"] == FILES["base/model.safetensors"].sha256
+    made_of = compare.read_record(path)["made_of"]
+    assert json.loads(json.dumps(compare.made_of())).items() <= made_of.items()
+    assert made_of["base"] == FILES["base/model.safetensors"].sha256
+    assert made_of.get("instructions") in (None, compare.instructions.made_of())
+
+
+def test_other_abilities_are_before_and_after():
+    found, record = compare.other_abilities(), compare.read_record(compare.INSTRUCTED)
+    assert list(found.index) == ["before", "after"]
+    for name, row in found.iterrows():
+        wanted = 100 * record[name]["scores"]["closed, test"]
+        assert row["closed, test"] == pytest.approx(wanted, abs=0.051)
 
 
 def test_the_record_s_methods_drew_equally_much():
@@ -578,7 +636,6 @@ def test_the_record_s_methods_drew_equally_much():
         drawn = [n for n in kept["drawn"].values() if n]
         assert len(drawn) == 3
         assert max(drawn) < 1.25 * min(drawn)
-        assert min(drawn) >= compare.SETTINGS["tokens"]
         for scores in kept["scores"].values():
             assert 0 <= scores["all words"] <= scores["words"] <= 1
             assert scores["reward"] <= 1

@@ -12,13 +12,15 @@ CHAPTERS = list(dict.fromkeys(path.parent.name for path in chapter_notebooks()))
 PROGRAMS = ("pretrain", "tools", "playground")
 # Programs that compare may look further: chapter 6's tries appendix E's method too, and
 # chapter 7's judge is a model that chapter 8 reads. Chapter 8 finetunes it by appendix
-# E, on chapter 7's splits and scored as there.
+# E, on chapter 7's splits and scored as there. Chapter 9's looks at what a model of
+# chapter 7 forgets while it learns from rewards.
 EXCEPTIONS = {
     ("ch06_classification.compare", "shared.appendix_e"),
     ("ch07_instructions.judge", "shared.ch08"),
     ("ch08_modern_models.finetune", "shared.appendix_e"),
     ("ch08_modern_models.finetune", "ch07_instructions.compare"),
     ("ch08_modern_models.finetune", "ch07_instructions.scoring"),
+    ("ch09_rewards.compare", "ch07_instructions.compare"),
 }
 MODULES = {
     f"{folder}.{path.stem}": path

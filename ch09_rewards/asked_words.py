@@ -1,13 +1,13 @@
-"""The words that chapter 9 orders stories with, and who may learn from which.
+"""The words that chapter 9 asks stories for, and which of them are held out.
 
-A word of four is held out: no story that a model learns from was ordered with it. So an
-order of three held-out words tells whether a model has learned to use *ordered* words,
-and not only some words by heart.
+One word of four is held out: no model learns from a request that has it. So a request
+for three held-out words tells whether a model has learned to use the words that it is
+*asked* for, and not only some words by heart.
 """
 
 import random
 
-__all__ = ["THINGS", "QUALITIES", "ACTIONS", "EXAMPLE", "draw_orders"]
+__all__ = ["THINGS", "QUALITIES", "ACTIONS", "EXAMPLE", "draw_requests"]
 
 EXAMPLE = ("kite", "brave", "climb")  # held out, as all three of its words are
 THINGS = (
@@ -31,10 +31,10 @@ ACTIONS = (
 ).split()
 
 
-def draw_orders(
+def draw_requests(
     number: int, seed: int, held_out: bool = False
 ) -> list[tuple[str, str, str]]:
-    """Different orders of a noun, an adjective and a verb, drawn by chance.
+    """Different requests, each for a noun, an adjective and a verb, drawn by chance.
 
     They have held-out words alone, or none.
 
@@ -48,7 +48,7 @@ def draw_orders(
     possible = len(lists[0]) * len(lists[1]) * len(lists[2])
     if not 1 <= number <= possible:
         raise ValueError(
-            f"{number} orders cannot be drawn; choose a number from 1 to {possible}"
+            f"{number} requests cannot be drawn; choose a number from 1 to {possible}"
         )
     chance = random.Random(seed)
     found: dict[tuple[str, str, str], None] = {}
