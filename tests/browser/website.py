@@ -15,7 +15,11 @@ from lab import CODE, FENCE, FORMULA
 from tools.export import ROOT
 
 SITE = ROOT / "build/site"
-PAGES = [path.relative_to(SITE).as_posix() for path in sorted(SITE.rglob("*.html"))]
+PAGES = [
+    path.relative_to(SITE).as_posix()
+    for path in sorted(SITE.rglob("*.html"))
+    if "_static" not in path.parts  # the theme's templates
+]
 CHAPTER = "ch03_attention/attention.html"
 LOOK = """expected => {
     const faults = [];
