@@ -22,6 +22,12 @@ from tools.export import ROOT
 PLAY = ROOT / ".venv-play" / ("Scripts" if os.name == "nt" else "bin") / "python"
 TABS = ("Storyteller", "Tokens", "Attention", "Spam filter", "Instructions", "SmolLM2")
 SECRET = f"marzipan {secrets.token_hex(8)}"  # is typed, and must be found nowhere
+WATCH = """button => {
+    button.hasWorked = false;
+    const noticed = () => { button.hasWorked = true; };
+    const options = {attributes: true, attributeFilter: ["disabled"]};
+    new MutationObserver(noticed).observe(button, options);
+}"""
 KEEP = """
 import torch
 from ch06_classification import compare as spam
@@ -133,6 +139,17 @@ class Page:
     def click(self, name):
         self.button(name).click()
 
+    def start(self, name):
+        """Click a button, and wait until the server has disabled it while it works.
+
+        `idle` may follow only then. The work may be over in no time, so what counts is
+        that the attribute has changed, not that it is still there.
+        """
+        button = self.button(name).element_handle()
+        button.evaluate(WATCH)
+        button.click()
+        self.window.wait_for_function("button => button.hasWorked", arg=button)
+
     def expect(self, text):
         """Wait until a text is seen on the open tab."""
         found = self.window.locator(".error, .note, .verdict, h4, .story, .legend")
@@ -208,7 +225,7 @@ def test_a_story_is_told_token_by_token_and_can_be_stopped(visit):
     told = page.story()
     page.window.wait_for_timeout(1_000)
     assert page.story() == told and SECRET in told
-    page.click("One token")
+    page.start("One token")
     page.idle("Tell")
     assert page.story().startswith(told) and not page.noticed
 
@@ -264,7 +281,7 @@ def test_empty_long_and_odd_input_get_a_clear_word(visit, playground, tab):
         page.click(button)
         page.expect(empty)
     page.type(field, ODD)
-    page.click(button)
+    page.start(button)
     if tab in ("Storyteller", "Instructions"):
         page.window.wait_for_timeout(1_000)
         page.stop(button)
