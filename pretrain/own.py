@@ -67,7 +67,13 @@ def gather(folder: Path, out: Path) -> tuple[int, list[str]]:
         )
     documents = []
     for path in paths:
-        found = [text for text in read_documents(path) if text.strip()]
+        try:
+            found = [text for text in read_documents(path) if text.strip()]
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be read as text in UTF-8 ({error.__cause__}); save it "
+                "as UTF-8, or take it out if it is no text"
+            ) from error
         if any("\0" in text for text in found):
             raise ValueError(f"{path} is no text but binary data; take it out")
         documents += found
@@ -113,7 +119,7 @@ def plan(out: Path, start: str, minutes: float, characters: int, prompts) -> Set
         config, _ = read_gpt2_folder(initial)
         model = ModelSettings(**{name: config[name] for name in asdict(model)})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    peak = matmul_flops(device, torch.float32, 0.5)
+    peak = matmul_flops(device, torch.float32, 2)  # long enough for a free moment
     with torch.device("meta"):
         per_token = flops_per_token(GPTModel(asdict(model)), T)
     wanted = minutes * 60 * USED * peak / (per_token * T * B)
@@ -175,6 +181,8 @@ def announce(settings: Settings, minutes: float) -> None:
         f"{seen / tokens:.1f} times, in {settings.max_steps:,} steps\n"
         f"that takes about {minutes:.0f} minutes or less; the bar below knows better"
     )
+    if seen < tokens:
+        print("it will not read them all; give it more --minutes, and another --out")
 
 
 def report(out: Path, name: str) -> Path:

@@ -41,6 +41,7 @@ def test_a_folder_becomes_a_model_and_a_report(tales, tmp_path, monkeypatch, cap
     assert (out / "settings.json").read_text(encoding="utf-8") == begun
     printed = capsys.readouterr().out
     assert printed.count("260 documents") == 2 and "0 minutes or less" in printed
+    assert printed.count("it will not read them all; give it more --minutes") == 2
     tokenizer = BPETokenizer.load(out / "model" / TOKENIZER)
     model = build_pretrained(*read_gpt2_folder(out / "model"))
     assert tokenizer.n_vocab == model.cfg["vocab_size"] == 384
@@ -96,7 +97,7 @@ def test_what_is_no_text_gets_a_clear_word(tales, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="holds 297 characters .* at least 20,000"):
         command(texts, out)
     (texts / "music.txt").write_bytes(bytes(range(256)) * 100)
-    with pytest.raises(SystemExit, match="music.txt cannot be read .* UTF-8"):
+    with pytest.raises(SystemExit, match="music.txt cannot .* save it as UTF-8"):
         command(texts, out)
     (texts / "music.txt").write_bytes(b"\0\1\2 sound" * 5000)
     with pytest.raises(SystemExit, match="music.txt is no text but binary data"):
