@@ -128,6 +128,7 @@ def test_constants_are_shown_as_the_module_writes_them():
         ("**Runs** in about 12 seconds on two CPU cores.", "about 12 seconds"),
         ("It runs in about a\nminute and a half on", "about a minute and a half"),
         ("It takes one to four minutes on", "one to four minutes"),
+        ("It takes three to four minutes on two", "three to four minutes"),
         ("It takes about three minutes on two cores, most of", "about three minutes"),
         ("A second evening makes it fast.", None),
     ],

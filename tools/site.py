@@ -50,7 +50,7 @@ SCRIPTS = {
 STILL = "A still: in the running notebook, this picture has controls to move."
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")
 TIME = re.compile(  # as notebooks say it: "runs in about 12 seconds on two CPU cores"
-    r"\b(?:runs\W+in|takes)\s+((?:about|one)\s[^.,;]*?(?:second|minute)s?"
+    r"\b(?:runs\W+in|takes)\s+((?:about|one|\w+\s+to)\s[^.,;]*?(?:second|minute)s?"
     r"(?:\s+and\s+a\s+half)?)\b",
     re.IGNORECASE,
 )
