@@ -306,6 +306,7 @@ def plot_losses(
     above.plot(tokens_seen, train_losses, alpha=0)  # only sets the scale
     above.set(xlabel="tokens seen")
     above.grid(False)
+    ax.xaxis.get_major_locator().set_params(integer=True)  # whole epochs
     return ax
 
 
