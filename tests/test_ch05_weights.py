@@ -115,7 +115,9 @@ def test_checkpoint_works_for_models_without_config_and_with_buffers(tmp_path):
     assert same_weights(net, other)
 
 
-@pytest.mark.parametrize("change", [nn.Module.bfloat16, by_columns], ids=str)
+@pytest.mark.parametrize(
+    "change", [nn.Module.bfloat16, by_columns], ids=["bfloat16", "by columns"]
+)
 def test_checkpoint_of_other_numbers_or_another_layout(tmp_path, change):
     path = tmp_path / "model.safetensors"
     one, other = tiny_model(tie_weights=True), tiny_model(2, tie_weights=True)
