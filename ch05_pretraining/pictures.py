@@ -69,7 +69,8 @@ def bars(words: Sequence[str], panels: Mapping[str, Tensor]) -> None:
         ax.tick_params(axis="x", rotation=90)
         ax.set(title=title, ylim=(0, 1))
     axes[0].set_ylabel("probability")
-    plots.show(f"Bars for {len(words)} words, in panels: {', '.join(panels)}.")
+    highest = [f"{title} (at most {p.max():.2f})" for title, p in panels.items()]
+    plots.show(f"Probabilities of {len(words)} words, in panels: {', '.join(highest)}.")
 
 
 def perplexities(table: DataFrame) -> None:
