@@ -1,8 +1,8 @@
 """Chapter 9: Rewards and preferences.
 
-You will let a model learn from what was *judged better*. A rule says how good each of
-its stories is, and four methods make good stories likelier. You will also see how a
-model cheats a rule, and what it forgets.
+You will let a model learn from what was *judged better*: a rule scores its stories, and
+four methods use the scores. You will also see how a model cheats a rule, and what it
+forgets.
 
 Exported from rewards.ipynb and deeper.ipynb, which explain every line: change it there,
 then run `python -m tools.export`.
