@@ -97,7 +97,7 @@ _DIGIT = regex.compile(rf"(?V1)([\p{{N}}--[{AFTER_UNICODE_16}]])")  # of Unicode
 class SmolLM2Tokenizer(BPETokenizer):
     """SmolLM2's byte-pair encoder, made from the settings of its GGUF file.
 
-    It cuts digits apart, and leaves out bytes that no text has and it has no token for.
+    It cuts digits apart, and leaves out the few bytes that have no token.
 
     Source: Ben Allal et al. (2025), SmolLM2, and `PRE_TYPE_SMOLLM` in llama.cpp.
     """
