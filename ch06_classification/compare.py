@@ -6,9 +6,9 @@
 Each split is drawn, and each model trained, with a seed of its own. What is found is
 printed, and written to `five_seeds.json` beside this file, which the notebook shows.
 A split takes about five minutes on two CPU cores. After Ctrl-C the finished runs are
-kept, and the next call goes on with those that are missing. Runs on other messages,
-with other settings or, if they begin with pretrained weights, from another base are
-made again.
+kept, and the next call goes on with those that are missing, with any number of threads.
+Runs on other messages, on another kind of device, with other settings or, if they begin
+with pretrained weights, from another base are made again.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import contextlib
 import io
 import itertools
 import json
+import re
 import time
 import warnings
 from pathlib import Path
@@ -225,13 +226,26 @@ def earlier_runs(path: Path, record: dict) -> list[dict]:
     if not path.exists():
         return []
     old = json.loads(path.read_text(encoding="utf-8"))
-    needed = ("data", "tokenizer", "parameters", "device", "tasks")
+    needed = ("data", "tokenizer", "parameters", "tasks")
     if any(old.get(key) != record[key] for key in needed):
+        return []
+    if kind_of(old.get("device", "")) != kind_of(record["device"]):
         return []
     same = {m for m, s in record["settings"].items() if old["settings"].get(m) == s}
     if old.get("base") != record["base"]:
         same = {method for method in same if not starts_from_base(method)}
     return [entry for entry in old["runs"] if entry["method"] in same]
+
+
+def kind_of(device: str) -> str:
+    """Of "cpu, 2 threads" the "cpu": runs with other threads share a record."""
+    return device.partition(",")[0]
+
+
+def with_threads_of(device: str, earlier: str) -> str:
+    """A device with the thread counts of both: "cpu, 1 or 2 threads"."""
+    counts = {int(n) for n in re.findall(r"\d+", f"{device}, {earlier}")}
+    return f"{kind_of(device)}, {' or '.join(map(str, sorted(counts)))} threads"
 
 
 def starts_from_base(method: str) -> bool:
@@ -252,6 +266,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     record = new_record(options.data, device)
     record["runs"] = earlier_runs(options.out, record)
+    if record["runs"]:
+        earlier = json.loads(options.out.read_text(encoding="utf-8"))
+        record["device"] = with_threads_of(record["device"], earlier["device"])
     done = {(entry["task"], entry["method"], entry["seed"]) for entry in record["runs"]}
     for task, method in itertools.product(options.tasks, options.methods):
         for seed in range(options.seeds):

@@ -862,6 +862,21 @@ def test_comparison_is_written_and_goes_on(comparison):
     assert [run["seed"] for run in second["runs"]] == [0, 1]
 
 
+def test_comparison_goes_on_with_other_threads_but_not_on_another_device(
+    comparison, tmp_path
+):
+    record = tmp_path / "record.json"
+    first = comparison(1, "TF-IDF, words")
+    marked = [{**run, "test": 2.0} for run in first["runs"]]  # no run finds that
+    for device, goes_on in (("cpu, 16 or 32 threads", True), ("tpu, 1 threads", False)):
+        record.write_text(json.dumps({**first, "device": device, "runs": marked}))
+        again = comparison(2, "TF-IDF, words")
+        assert (again["runs"][0]["test"] == 2.0) == goes_on
+        assert ("16 or 32" in again["device"]) == goes_on
+    both = compare.with_threads_of("cpu, 2 threads", "cpu, 1 or 2 threads")
+    assert both == "cpu, 1 or 2 threads"
+
+
 def test_comparison_has_every_method(comparison):
     runs = {
         run["method"]: run for run in comparison(1, *compare.all_settings())["runs"]
