@@ -1,7 +1,7 @@
 """Appendix F: Training faster.
 
-Find out how fast your machine can train a GPT at best and what keeps it from that, and
-get closer without changing a loss.
+You will find out how fast your machine could train a GPT at best, what keeps it from
+that, and how to get closer without changing a loss.
 
 Exported from speed.ipynb, which explains every line: change it there, then run `python
 -m tools.export`.

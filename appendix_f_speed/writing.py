@@ -1,7 +1,7 @@
 """Appendix Fb: Writing faster.
 
-Find out how fast your machine can write at best, and get past that: with many texts at
-once, with smaller numbers, and with guesses.
+You will find out how fast your machine can write one text at best, and get past that:
+with many texts at once, with smaller numbers, and with guesses.
 
 Exported from writing.ipynb, which explains every line: change it there, then run
 `python -m tools.export`.
