@@ -188,7 +188,7 @@ def build_pretrained(
     params: Mapping[str, torch.Tensor],
     device: torch.device | str = "cpu",
 ) -> GPTModel:
-    """A model with the given weights, in evaluation mode, built where it shall be.
+    """A model with the given weights, on `device` and in evaluation mode.
 
     At no time does this take much more memory than the model.
     """
