@@ -3,8 +3,8 @@
 You will build a whole GPT from attention and a few small parts, let it write, and
 predict its size and its first loss before you measure them.
 
-Exported from gpt_model.ipynb, which explains every line: change it there, then run
-`python -m tools.export`.
+Exported from gpt_model.ipynb and deeper.ipynb, which explain every line: change it
+there, then run `python -m tools.export`.
 """
 
 import math
@@ -29,11 +29,11 @@ __all__ = [
     "GELU",
     "FeedForward",
     "TransformerBlock",
-    "GPT2_CONFIGS",
     "GPTConfig",
     "GPTModel",
     "next_token_logits",
     "generate_text_simple",
+    "GPT2_CONFIGS",
 ]
 
 
@@ -116,17 +116,6 @@ class TransformerBlock(nn.Module):
         """(B, T, C) -> (B, T, C); with a `KVCache`, x holds only the newest tokens."""
         x = x + self.drop_shortcut(self.att(self.norm1(x), cache))  # eq. 4.5, left
         return x + self.drop_shortcut(self.ff(self.norm2(x)))  # eq. 4.5, right
-
-
-_PUBLISHED = {**GPT_CONFIG_124M, "qkv_bias": True, "tie_weights": True}
-
-
-GPT2_CONFIGS = {
-    "124M": {**_PUBLISHED, "emb_dim": 768, "n_heads": 12, "n_layers": 12},
-    "355M": {**_PUBLISHED, "emb_dim": 1024, "n_heads": 16, "n_layers": 24},
-    "774M": {**_PUBLISHED, "emb_dim": 1280, "n_heads": 20, "n_layers": 36},
-    "1558M": {**_PUBLISHED, "emb_dim": 1600, "n_heads": 25, "n_layers": 48},
-}
 
 
 class GPTConfig(TypedDict):
@@ -251,3 +240,14 @@ def generate_text_simple(
         logits = next_token_logits(model, idx, context_size, cache)  # (B, V)
         idx = torch.cat([idx, logits.argmax(dim=-1, keepdim=True)], dim=1)
     return idx
+
+
+_PUBLISHED = {**GPT_CONFIG_124M, "qkv_bias": True, "tie_weights": True}
+
+
+GPT2_CONFIGS = {
+    "124M": {**_PUBLISHED, "emb_dim": 768, "n_heads": 12, "n_layers": 12},
+    "355M": {**_PUBLISHED, "emb_dim": 1024, "n_heads": 16, "n_layers": 24},
+    "774M": {**_PUBLISHED, "emb_dim": 1280, "n_heads": 20, "n_layers": 36},
+    "1558M": {**_PUBLISHED, "emb_dim": 1600, "n_heads": 25, "n_layers": 48},
+}

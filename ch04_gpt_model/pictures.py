@@ -33,7 +33,7 @@ def whole_model() -> Drawing:
     notes = {
         28: "the text, cut into tokens (chapter 2)",
         119: "one vector of C = 768 numbers for each token:\n"
-        "what it is, plus where it stands (chapter 2)",
+        "what it is, plus its position (chapter 2)",
         222: "attention lets tokens look at earlier ones\n"
         "(chapter 3), a feed-forward network works\n"
         "on each token by itself (4.5)",
