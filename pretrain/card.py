@@ -99,14 +99,19 @@ def compares_all_tokens(settings: dict, step: int) -> bool:
     return True
 
 
-def draw_losses(logs: list[list[dict]], path: Path) -> None:
+def draw_losses(logs: list[list[dict]], path: Path, copying: bool = True) -> None:
     """Training loss, held-out loss of each source, and the repeat test, by tokens seen.
 
     Training losses over a part of the vocabulary are left out: they are not comparable.
+
+    Args:
+        logs: lines of each run's log.
+        path: the picture's file.
+        copying: whether to draw the repeat test, if the logs have it.
     """
     plots.use_style()
     looks = [line for log in logs for line in log if line["event"] == "eval"]
-    repeats = [line for line in looks if "repeat" in line]
+    repeats = [line for line in looks if copying and "repeat" in line]
     figure, panels = plt.subplots(
         1 + bool(repeats), figsize=(8, 4.5 + 2.5 * bool(repeats)), squeeze=False
     )

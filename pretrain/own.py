@@ -2,8 +2,8 @@
 
     python -m pretrain.own my_texts/ --out runs/mine --minutes 30
 
-It gathers the text files of a folder, learns a tokenizer from them, says how long the
-training will take, trains, and writes into the folder `--out`:
+It gathers the text files of a folder, learns a tokenizer from them, tries some training
+steps to say how long it will take, trains, and writes into the folder `--out`:
 
     model/         the model, in the format of Hugging Face's GPT-2, with its tokenizer
     report.md      what it read, how the losses fell, and what it wrote on the way
@@ -17,15 +17,16 @@ model knows some English already.
 import argparse
 import json
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from pretrain.card import describe, draw_losses, growing_up, read_log
-from pretrain.hardware import flops_per_token, matmul_flops
+from pretrain.hardware import start_workers
 from pretrain.prepare import TOKENIZER, open_tokenizer, prepare, read_documents
-from pretrain.run import pretrain
+from pretrain.run import Pretraining, pretrain
 from pretrain.settings import ModelSettings, Settings, read_settings
 from pretrain.tokenizer import learn
 from shared.ch02 import END_OF_TEXT
@@ -37,8 +38,9 @@ from shared.files import copy_file, write_atomically
 LEAST, MOST = 20_000, 500_000_000  # bytes of text that this program is for
 HELD_OUT = 0.03  # share of the text
 T, B = 256, 8  # tokens in a sequence, sequences in a step
+LEAST_STEPS = 20
 EPOCHS = 20  # reading a text more often teaches hardly anything
-USED = 0.5  # share of the processor's peak that a training step reaches
+WARM_UP, TRIAL = 3, 8.0  # steps that are not timed, then seconds in which some are
 SIZES = {1e6: (128, 4, 4), 1e7: (192, 6, 6), MOST: (256, 4, 8)}  # width, heads, blocks
 PROMPTS = 3  # beginnings of documents that the model continues on the way
 
@@ -107,10 +109,57 @@ def choose_tokens(tokens: str, start: str, characters: int, out: Path) -> Path |
     return path
 
 
-def plan(out: Path, start: str, minutes: float, characters: int, prompts) -> Settings:
-    """The settings of a run that takes about so many minutes on this machine."""
-    index = json.loads((out / "shards/texts/index.json").read_text(encoding="utf-8"))
-    tokens = sum(shard["tokens"] for shard in index["train"])
+@dataclass
+class Pace:
+    """Seconds that the parts of a run take on this machine."""
+
+    step: float  # a training step
+    look: float  # the held-out losses on the way
+    last_look: float  # the held-out losses at the end, of all held-out text
+    writing: float  # going on from each of the prompts
+
+    def seconds(self, settings: Settings, begin: int = 0) -> float:
+        """How long a run takes from a step on."""
+        end = settings.max_steps
+        looks = end // settings.eval_every - begin // settings.eval_every
+        doubled = (step.bit_count() < 2 for step in range(begin, end))  # see `Looks`
+        return (
+            (end - begin) * self.step
+            + looks * self.look
+            + self.last_look
+            + (sum(doubled) + 1) * self.writing
+        )
+
+
+def measure(settings: Settings) -> Pace:
+    """Try some steps of a run, look at its model as the run will, and keep nothing."""
+    print(f"trying some steps for {TRIAL:g} seconds, to see how long they take")
+    with start_workers(settings.device) as workers:
+        run = Pretraining(settings, workers)
+        times = []
+        while run.step < settings.max_steps and (
+            run.step <= WARM_UP or time.perf_counter() < times[WARM_UP] + TRIAL
+        ):
+            times.append(time.perf_counter())
+            run.train_step()[0].item()  # item: a GPU may still be at work
+        begin = times[WARM_UP]
+        trained = time.perf_counter()
+        run.evaluate(settings.eval_sequences)
+        looked = time.perf_counter()
+        run.looks.samples()
+        written = time.perf_counter()
+    held_out = sum(len(text) for text in run.looks.held_out[0].values())
+    look = looked - trained
+    return Pace(
+        step=(trained - begin) / (run.step - WARM_UP),
+        look=look,
+        last_look=look * max(1, held_out / settings.eval_sequences),
+        writing=written - looked,
+    )
+
+
+def plan(out: Path, start: str, steps: int, characters: int, prompts) -> Settings:
+    """The settings of a run of so many steps."""
     vocab_size = open_tokenizer(out / "shards").n_vocab
     width, heads, blocks = next(v for most, v in SIZES.items() if characters <= most)
     model, initial = ModelSettings(vocab_size, T, width, heads, blocks), None
@@ -118,12 +167,6 @@ def plan(out: Path, start: str, minutes: float, characters: int, prompts) -> Set
         initial = data_path("base/config.json").parent
         config, _ = read_gpt2_folder(initial)
         model = ModelSettings(**{name: config[name] for name in asdict(model)})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    peak = matmul_flops(device, torch.float32, 2)  # long enough for a free moment
-    with torch.device("meta"):
-        per_token = flops_per_token(GPTModel(asdict(model)), T)
-    wanted = minutes * 60 * USED * peak / (per_token * T * B)
-    steps = max(20, round(min(wanted, EPOCHS * tokens / (T * B))))
     return Settings(
         shards=out / "shards",
         run_folder=out,
@@ -142,8 +185,22 @@ def plan(out: Path, start: str, minutes: float, characters: int, prompts) -> Set
     )
 
 
-def settings_for(given: argparse.Namespace) -> Settings:
-    """The settings of the run in `--out`: those that it began with, or new ones."""
+def fit(seconds: float, pace: Pace, most: int, settings_of) -> Settings:
+    """The settings of a run that takes so many seconds, of at most `most` steps."""
+    steps = seconds / pace.step
+    for _ in range(3):  # looks take time too, and depend a little on the steps
+        settings = settings_of(max(LEAST_STEPS, min(most, round(steps))))
+        looks = pace.seconds(settings) - settings.max_steps * pace.step
+        steps = (seconds - looks) / pace.step
+    return settings
+
+
+def settings_for(given: argparse.Namespace) -> tuple[Settings, float]:
+    """The settings of the run in `--out`, old or new, and how long it will take.
+
+    Returns:
+        Settings, and the seconds from where the run begins or goes on to its end.
+    """
     out = given.out
     asked = {"tokens": given.tokens, "start": given.start, "minutes": given.minutes}
     record, path = out / "asked.json", out / "settings.json"
@@ -159,18 +216,41 @@ def settings_for(given: argparse.Namespace) -> Settings:
     tokenizer = choose_tokens(given.tokens, given.start, characters, out)
     texts = [out / "texts.txt"]
     prepare(texts, out / "shards", HELD_OUT, workers=1, tokenizer=tokenizer)
-    if not path.is_file():
-        settings = plan(out, given.start, given.minutes, characters, beginnings)
-        text = json.dumps(asdict(settings), default=str, indent=1)
-        write_atomically(path, text + "\n")
-    return read_settings(["--config", str(path)])
+    if path.is_file():
+        settings = read_settings(["--config", str(path)])
+        begin = steps_done(settings)
+        left = settings.max_steps - begin
+        return settings, measure(settings).seconds(settings, begin) if left else 0.0
+
+    def settings_of(steps: int) -> Settings:
+        return plan(out, given.start, steps, characters, beginnings)
+
+    worth = round(EPOCHS * tokens_to_read(out / "shards") / (T * B))
+    most = settings_of(max(LEAST_STEPS, worth))
+    pace = measure(most)
+    settings = fit(60 * given.minutes, pace, most.max_steps, settings_of)
+    text = json.dumps(asdict(settings), default=str, indent=1)
+    write_atomically(path, text + "\n")
+    return settings, pace.seconds(settings)
 
 
-def announce(settings: Settings, minutes: float) -> None:
+def tokens_to_read(shards: Path) -> int:
+    """How many tokens there are to train on."""
+    index = json.loads((shards / "texts/index.json").read_text(encoding="utf-8"))
+    return sum(shard["tokens"] for shard in index["train"])
+
+
+def steps_done(settings: Settings) -> int:
+    """The steps after which an earlier start of this command saved its state."""
+    folder = settings.run_folder / "checkpoints"
+    saved = (path.name for path in folder.glob("step-*") if not path.suffix)
+    return max((int(name.removeprefix("step-")) for name in saved), default=0)
+
+
+def announce(settings: Settings, seconds: float) -> None:
     """Print what is about to happen, and how long it will take."""
     index = json.loads((settings.shards / "texts/index.json").read_text("utf-8"))
-    tokens = sum(shard["tokens"] for shard in index["train"])
-    seen = settings.tokens(settings.max_steps)
+    tokens, seen = tokens_to_read(settings.shards), settings.tokens(settings.max_steps)
     with torch.device("meta"):
         gpt = GPTModel(asdict(settings.model))
     parameters = sum(p.numel() for p in gpt.parameters())
@@ -178,9 +258,10 @@ def announce(settings: Settings, minutes: float) -> None:
         f"{index['documents']:,} documents, {tokens:,} tokens of "
         f"{settings.model.vocab_size:,} different ones to train on\n"
         f"a model of {parameters / 1e6:.1f} million parameters reads them "
-        f"{seen / tokens:.1f} times, in {settings.max_steps:,} steps\n"
-        f"that takes about {minutes:.0f} minutes or less; the bar below knows better"
+        f"{seen / tokens:.1f} times, in {settings.max_steps:,} steps"
     )
+    if seconds:
+        print(f"at the pace of the steps tried, that takes {seconds / 60:.1f} minutes")
     if seen < tokens:
         print("it will not read them all; give it more --minutes, and another --out")
 
@@ -188,7 +269,7 @@ def announce(settings: Settings, minutes: float) -> None:
 def report(out: Path, name: str) -> Path:
     """Write `report.md`, with a picture of the losses."""
     logs = [read_log(out)]
-    draw_losses(logs, out / "losses.png")
+    draw_losses(logs, out / "losses.png", copying=False)
     parts = [
         f"# A model of {name}",
         describe(out / "model", logs),
@@ -229,8 +310,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--minutes must be above 0, not {given.minutes:g}")
         if not given.folder.is_dir():
             raise FileNotFoundError(f"there is no folder {given.folder}")
-        settings = settings_for(given)
-        announce(settings, given.minutes)
+        settings, seconds = settings_for(given)
+        announce(settings, seconds)
         if pretrain(settings):
             print(f"read {report(given.out, given.folder.resolve().name)}")
     except (OSError, ValueError, FloatingPointError) as error:
