@@ -115,6 +115,9 @@ def test_every_fault_is_found(faulty):
 
 
 def test_cells_that_fail_or_never_run_are_found(faulty):
-    page = faulty([new_code_cell(source) for source in ("1 + 1", "1 / 0", "2 + 2")])
+    # A failure drops the cells that wait for the kernel, so the third has to arrive
+    # before the second fails.
+    failing = "import time\ntime.sleep(3)\n1 / 0"
+    page = faulty([new_code_cell(source) for source in ("1 + 1", failing, "2 + 2")])
     assert page.run_all() == ["code cell 3 shows '[ ]:'"]
     assert any("ZeroDivisionError" in fault for fault in page.faults(patience=1))
