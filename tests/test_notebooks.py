@@ -1,5 +1,6 @@
 """What every stored notebook must be, beyond running: fresh, quiet and compared."""
 
+import functools
 import re
 
 import nbformat
@@ -15,6 +16,16 @@ MOST_IGNORED = 0.10  # of all code cells of the course
 MOST_LINES = 40
 # A cell may show a warning that it provoked, as it shows an error: "UserWarning: ...".
 STRAY_WARNING = re.compile(r"^(?!UserWarning: ).*Warning", re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES += [*sorted(ROOT.glob("site/*.md")), *sorted(ROOT.glob("data/**/README.md"))]
+# What a text names, and where it stands: "sections 6.2 to 6.6", "equation 5.4".
+NUMBER = r"[0-9A-Z][0-9a-z]*\.\d+"
+KINDS = {
+    "section": ("[Ss]ections?", rf"^## ({NUMBER}) "),
+    "equation": (r"(?:eq\.|[Ee]quations?)", r"\\tag\{(.*?)\}"),
+    "exercise": ("[Ee]xercises?", rf"^## Exercise ({NUMBER}): "),
+}
+OF_A_PAPER = re.compile(r"\b(?:19|20)\d\d\)?,? $")  # "Hu et al. (2021), section 4.1"
 MACHINE_PATH = re.compile(r"/tmp/|/home/|/root/|/Users/|[A-Z]:\\|0x[0-9a-f]{8,}")
 
 
@@ -113,14 +124,75 @@ def test_sections_are_numbered_without_a_gap(notebook):
     assert found == [str(n) for n in range(1, len(found) + 1)]
 
 
-def test_each_equation_that_is_named_stands_in_its_chapter(notebook):
-    beside = [x for x in NOTEBOOKS if x.parent == notebook.parent]
-    tags = [tag for x in beside for tag in re.findall(r"\\tag\{(.*?)\}", texts(x))]
-    assert len(tags) == len(set(tags))
-    chapters = {tag.split(".")[0] for tag in tags}
+@functools.cache
+def prose(path):
+    """The text of a page, or of a notebook with the comments in its code."""
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    comments = [line for x in code_cells(path) for line in re.findall("# .*", x.source)]
+    return "\n\n".join([texts(path), *comments])
+
+
+def named(text, word, number=NUMBER):
+    """The numbers after a word, each with its place: "sections 6.2 and 6.3", ..."""
+    several = rf"{word}\s+({number}(?:(?:,|,? and|,? or| to)\s+{number})*)(?![\w.]*\w)"
+    for found in re.finditer(several, text):
+        if not OF_A_PAPER.search(text[: found.start()]):
+            yield from ((x, found.end()) for x in re.findall(number, found[1]))
+
+
+@functools.cache
+def in_the_course(kind):
+    """The numbers of all sections with a chapter's, all equations, or all exercises."""
+    solutions = kind == "exercise"
+    where = [x for x in NOTEBOOKS if (x.name == "solutions.ipynb") == solutions]
+    return [x for path in where for x in re.findall(KINDS[kind][1], texts(path), re.M)]
+
+
+def numbered_sections(path):
+    """The sections of a deeper notebook, or a page, that have numbers of their own."""
+    return set(re.findall(r"^## (\d+)\.? ", prose(path), re.MULTILINE))
+
+
+def belongs_to(path, after):
+    """Where "section 4", with this text after it, is: as a rule in the deeper notebook.
+
+    Or in what it links to, or names: "[deeper, section 4](deeper.ipynb)".
+    """
+    link = re.match(r"[^\[\]]*\]\((\S+\.ipynb)\)", after)
+    if link:
+        return (path.parent / link[1]).resolve()
+    name = re.match(r"\s+of\s+`(\S+\.ipynb)`", after)
+    if name:
+        all_of_it = [x for x in NOTEBOOKS if x.name == name[1]]
+        return next((x for x in all_of_it if x.parent == path.parent), all_of_it[0])
+    deeper = [x for x in NOTEBOOKS if goes_deeper(x) and main_notebook(x) == path]
+    return deeper[0] if deeper else path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_number_is_given_twice(kind):
+    numbers = in_the_course(kind)
+    assert numbers and len(numbers) == len(set(numbers))
+
+
+@pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, *PAGES], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_what_a_text_names_by_its_number_is_there(path):
+    text = prose(path)
+    for kind, (word, _) in KINDS.items():
+        missing = {x for x, _ in named(text, word)} - set(in_the_course(kind))
+        assert not missing, f"{kind} {', '.join(missing)} is nowhere in the course"
+    for number, end in named(text, KINDS["section"][0], r"\d+"):
+        where = belongs_to(path, text[end:])
+        assert number in numbered_sections(where), f"{where.name}: no section {number}"
+
+
+def test_each_equation_that_code_names_is_there(notebook):
     code = "\n".join(cell.source for cell in code_cells(notebook))
-    named = re.findall(r"(?:eq\.|[Ee]quation) (\w+)\.(\d+)", texts(notebook) + code)
-    assert {f"{a}.{b}" for a, b in named if a in chapters} <= set(tags)
+    equations = {x for x, _ in named(code, KINDS["equation"][0])}
+    assert equations <= set(in_the_course("equation"))
 
 
 def test_what_a_deeper_notebook_belongs_to_points_to_it():
