@@ -3,8 +3,8 @@
     python -m ch08_modern_models.compare                  all of them, five seeds
     python -m ch08_modern_models.compare --arms all --seeds 2
 
-All read the same batches of chapter 6's messages and chapter 7's instructions. What is
-found is printed, and written to `ablation.json` beside this file. A seed takes four
+All read the same batches of chapter 6's messages and chapter 7's instructions. The
+results are printed, and written to `ablation.json` beside this file. A seed takes four
 minutes on one CPU core. After Ctrl-C the finished runs are kept, and the next call goes
 on with those that are missing; runs with other settings are made again.
 """
@@ -74,7 +74,7 @@ PLACES = (0, 16, 32, 64, 128, 256)  # where the loss of long texts is averaged b
 def course_text() -> tuple[torch.Tensor, torch.Tensor]:
     """The ids of the course's messages and instructions: to train on, and held out.
 
-    A tenth of the texts is held out; no message stands in both parts, and no group of
+    A tenth of the texts is held out; no message is in both parts, and no group of
     instructions. The vocabulary is learned from the first part.
     """
     messages = remove_duplicates(load_sms())["Text"].tolist()
@@ -141,8 +141,8 @@ def model_for(
 def draw_weights(model: nn.Module, seed: int) -> None:
     """GPT-2's initial weights, for whatever parts a model has; in place.
 
-    A matrix that two models have in common gets the same numbers in both: the fewer
-    things differ, the less chance there is in a comparison.
+    A matrix that two models have in common gets the same numbers in both, so that less
+    of a comparison is chance.
     """
     residual_std = 0.02 / math.sqrt(2 * len(model.trf_blocks))
     for name, parameter in model.named_parameters():
@@ -194,7 +194,7 @@ def train(model: nn.Module, ids: torch.Tensor, seed: int, steps: int, how=TRAINI
 
 @torch.no_grad()
 def loss_by_place(model: nn.Module, ids: torch.Tensor, length: int) -> torch.Tensor:
-    """The mean loss at each place of consecutive windows of a text: (length,)."""
+    """The mean loss at each position of consecutive windows of a text: (length,)."""
     model.eval()
     windows = ids[: (len(ids) - 1) // length * length].view(-1, length)  # (N, T)
     targets = ids[1 : windows.numel() + 1].view(-1, length)
@@ -208,7 +208,7 @@ def loss_by_place(model: nn.Module, ids: torch.Tensor, length: int) -> torch.Ten
 def run(arm: str, seed: int, train_ids: torch.Tensor, val_ids: torch.Tensor) -> dict:
     """Train one model; its losses, its size, and what it costs."""
     model = model_for(ARMS[arm], seed)
-    start = time.process_time()  # of this process alone, whoever else is at work
+    start = time.process_time()  # of this process alone, whatever else is running
     train(model, train_ids, seed, TRAINING["steps"])
     seconds = time.process_time() - start
     long = loss_by_place(model, val_ids, SMALL["context_length"])
@@ -243,7 +243,7 @@ def read_record(path: Path = RECORD) -> pd.DataFrame:
     if changed:
         raise ValueError(
             f"{Path(path).name} was made with another {' and '.join(changed)}; "
-            "python -m ch08_modern_models.compare makes it anew"
+            "python -m ch08_modern_models.compare makes it again"
         )
     return pd.DataFrame(record["runs"])
 

@@ -7,9 +7,8 @@ The splits are those of `python -m ch07_instructions.compare`, so both models an
 same test questions. Stories are left out: here a model learns to answer in a sentence.
 The questions and the answers, before and after, are written to `smollm2_answers.json`
 beside this file; the notebook scores and shows them. A split takes about twenty minutes
-on one CPU core. After Ctrl-C the finished ones are kept, and
-the next call goes on with those that are missing; other instructions or other settings
-begin a new record.
+on one CPU core. After Ctrl-C the finished ones are kept, and the next call goes on with
+those that are missing; other instructions or other settings begin a new record.
 """
 
 import argparse

@@ -12,7 +12,7 @@ __all__ = ["StoredTensor", "read_gguf"]
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as it stands in a file: how it is stored, its shape, its bytes.
+    """A tensor as it is in a file: how it is stored, its shape, its bytes.
 
     `kind` is GGUF's name of the format, such as "F32" or "Q4_1"; `shape` has the rows
     first, as PyTorch does; `data` are bytes (n,), read when they are used.

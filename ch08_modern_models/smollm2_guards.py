@@ -8,7 +8,7 @@ __all__ = ["check_same_shapes", "check_settings", "check_kinds", "check_tokenize
 __all__ += ["check_whole_blocks", "check_messages", "check_room", "ROLES"]
 
 ROLES = ("system", "user", "assistant")
-# Settings that `LlamaModel` has no place for: with one of these it would be wrong.
+# Settings that `LlamaModel` cannot follow: with one of these it would be wrong.
 _FOREIGN = ("rope.scaling", "expert_count", "attention.sliding_window")
 
 
