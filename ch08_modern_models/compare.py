@@ -110,7 +110,10 @@ class Unrotated(GroupedQueryAttention):
 def model_for(
     changes: Collection[str], seed: int, cfg: LlamaConfig = SMALL
 ) -> nn.Module:
-    """Chapter 4's model with some `CHANGES`; with all of them it is a `LlamaModel`."""
+    """Chapter 4's model with some `CHANGES`; with all of them it is a `LlamaModel`.
+
+    "no positions" is a control: the learned vectors go, and nothing takes their place.
+    """
     keys = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
     gpt_cfg = {key: cfg[key] for key in keys} | {"drop_rate": 0.0, "qkv_bias": True}
     model = GPTModel({**gpt_cfg, "tie_weights": "tied head" in changes})
@@ -128,7 +131,7 @@ def model_for(
             block.norm1, block.norm2 = RMSNorm(C), RMSNorm(C)
     if "RMSNorm" in changes:
         model.final_norm = RMSNorm(C)
-    if "rotation" in changes:
+    if "rotation" in changes or "no positions" in changes:
         model.pos_emb = NoPositions()
     for layer in model.trf_blocks.modules():
         if isinstance(layer, nn.Linear):  # new parts come without biases
