@@ -119,6 +119,7 @@ class Visit:
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.noticed.append(f"script: {error}"))
         page.on("request", lambda request: self._see(request.url, lab.url))
+        page.add_locator_handler(page.locator(".jp-Dialog"), self._answer)
         page.goto(f"{lab.url}/lab/tree/{path}?token={lab.token}&reset")
         page.wait_for_selector(
             ".jp-Notebook .jp-Cell, .jp-MarkdownViewer .jp-RenderedMarkdown"
@@ -133,6 +134,11 @@ class Visit:
         here = (f"{own}/", own.replace("http", "ws", 1) + "/", "data:", "blob:")
         if not url.startswith(here):
             self.noticed.append(f"request off this machine: {url}")
+
+    def _answer(self, dialog) -> None:
+        """Note what a dialog asks that stands in the way, and accept it."""
+        self.noticed.append(f"a dialog asks: {dialog.inner_text()}")
+        dialog.locator(".jp-Dialog-button.jp-mod-accept").click()
 
     def faults(self, patience: float = 60) -> list[str]:
         """Everything wrong with the page, when it had `patience` seconds to appear."""

@@ -73,7 +73,7 @@ SLIPS = {
     "ch07_instructions": {
         "extract_answer": ('.partition("<|endoftext|>")', '.partition("\\n")'),
         "mask_prompts": ("lengths - 1", "lengths"),
-        "encode_conversation": (", 50256]", "]"),
+        "encode_conversation": ("said.append(tokenizer.eot_token)", "pass"),
         "fair_verdict": ("first_wins(other, one)", "first_wins(one, other)"),
         "share_better": (
             "torch.randint(n, (repeats, n), generator=generator)",
