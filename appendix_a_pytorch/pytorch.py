@@ -1,8 +1,8 @@
 """Appendix A: PyTorch.
 
 You will read and write the PyTorch that this course uses, from a first tensor to a
-training loop of your own, and on to two processes that share its work. You need Python,
-and from school what a function and its slope are.
+training loop of your own, and on to two processes that share its work. You need Python
+but no PyTorch, and from school what a function and its slope are.
 
 Exported from pytorch.ipynb, which explains every line: change it there, then run
 `python -m tools.export`.
