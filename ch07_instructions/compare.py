@@ -11,9 +11,9 @@ Each seed gives a split of its own, and another order of the batches. The answer
 base model and of the finetuned one to the test questions are written to
 `three_seeds.json` beside this file; `deeper.ipynb` scores and shows them. After Ctrl-C
 the finished seeds are kept, and the next call goes on with those that are missing.
-Another base model, other instructions or other settings begin a new record; run
-`python -m ch07_instructions.judge` after it. What `--tune` finds is written to
-`tries.json`.
+Another base model, other instructions, other settings or another kind of device begin
+a new record; run `python -m ch07_instructions.judge` after it. What `--tune` finds is
+written to `tries.json`.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from shared.ch05 import load_base, load_base_tokenizer
 from shared.ch07 import finetune, generate_answers, load_instructions, split_entries
 from shared.data import FILES
 from shared.files import extend_record, write_atomically
+from shared.precision import has_fast_bfloat16, mixed_precision
 
 RECORD = Path(__file__).with_name("three_seeds.json")
 TRIES = Path(__file__).with_name("tries.json")
@@ -49,7 +50,7 @@ Entries = Sequence[Mapping[str, str]]
 
 # How chapter 7 finetunes the base, here and in the notebook.
 COPY = {"drop_rate": 0.0, "freeze_tokens": True}  # of `copy_to_finetune`
-SETTINGS = {"style": "plain", "learning_rate": 1e-3, "batch_size": 16, "num_epochs": 5}
+SETTINGS = {"style": "plain", "learning_rate": 1e-3, "batch_size": 16, "num_epochs": 4}
 TRY_ENTRIES, TRY_EPOCHS = 600, 3  # of --tune, which takes less time so
 TRIALS = [  # what --tune tries: changes of either
     {},
@@ -108,7 +109,8 @@ def finetuned(
     model = copy_to_finetune(load_base(device), drop_rate, freeze_tokens)
     train_entries = retold(train_entries) if told else train_entries
     parts, start = (train_entries, train_entries[:1]), time.perf_counter()
-    finetune(model, *parts, load_base_tokenizer(), seed=seed, **settings)
+    with mixed_precision(device):
+        finetune(model, *parts, load_base_tokenizer(), seed=seed, **settings)
     return model, round(time.perf_counter() - start, 1)
 
 
@@ -250,8 +252,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.tune:
         return tune(options.seeds, device)
-    threads = f"{device}, {torch.get_num_threads()} threads"
-    facts = {"made_of": made_of(), "device": threads}
+    products = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    kind = f"{device}, trained with products in {products}"
+    facts = {"made_of": {**made_of(), "device": kind}}
     seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
     record = extend_record(options.out, facts, seeds, partial(run, device=device))
     for kept in record["runs"]:

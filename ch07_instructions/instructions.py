@@ -348,7 +348,10 @@ def answer_together(
             logits = next_token_logits(model, rows[:, :t], end, cache)  # (B, V)
             guess = logits.argmax(-1)  # (B,)
             if temperature > 0:
-                probs = next_token_probabilities(logits, temperature, top_p=top_p)
+                probs = torch.ones_like(logits)  # of texts that have ended, any will do
+                probs[~ended] = next_token_probabilities(
+                    logits[~ended], temperature, top_p=top_p
+                )
                 guess = torch.multinomial(probs, 1, generator=generator)[:, 0]
             own = t < lengths  # the prompt is not over
             ended |= (t >= lengths + max_new_tokens) | (~own & (guess == eos_id))

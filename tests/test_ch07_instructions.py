@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import nudged_gpt
 
-from ch07_instructions import instructions
+from ch07_instructions import compare, instructions
 from ch07_instructions.compare import (
     SETTINGS,
     by_family,
@@ -484,6 +484,34 @@ def test_what_the_loss_is_measured_on_changes_no_weight(tokenizer, monkeypatch):
     finetune(other, some, some * 5, tokenizer, seed=7, **settings)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_record_depends_on_the_kind_of_device_and_not_on_threads(
+    tmp_path, monkeypatch
+):
+    asked, path = [], tmp_path / "record.json"
+
+    def run(seed, device):
+        asked.append(seed)
+        return {"seed": seed, "seconds": 1.0, "finetuned": [], "reworded": []}
+
+    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(compare, "scores_of", lambda *_: {})
+    monkeypatch.setattr("sys.argv", ["compare", "--seeds", "1", "--out", str(path)])
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(compare, "has_fast_bfloat16", lambda _: True)
+    compare.main()
+    torch.set_num_threads(threads + 1)
+    try:
+        compare.main()
+    finally:
+        torch.set_num_threads(threads)
+    assert asked == [compare.FIRST_SEED]
+    monkeypatch.setattr(compare, "has_fast_bfloat16", lambda _: False)
+    compare.main()  # products in float32 are another record
+    assert asked == [compare.FIRST_SEED] * 2
+    made_of = json.loads(path.read_text())["made_of"]
+    assert made_of["device"].endswith("products in float32")
 
 
 @pytest.mark.parametrize(
