@@ -344,6 +344,14 @@ def test_all_changes_make_a_llama_of_a_gpt():
     assert torch.allclose(swapped(ids), model(ids), atol=1e-6)
 
 
+def test_the_control_is_gpt_2_without_its_position_vectors():
+    own = dict(compare.model_for((), 0, TINY).named_parameters())
+    control = dict(compare.model_for(("no positions",), 0, TINY).named_parameters())
+    del own["pos_emb.weight"]
+    assert own.keys() == control.keys()
+    assert all(torch.equal(own[name], control[name]) for name in own)
+
+
 @pytest.mark.parametrize("change", compare.CHANGES)
 def test_each_change_changes_its_part_alone(change):
     def parts(changes):
