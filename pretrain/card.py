@@ -103,6 +103,8 @@ def draw_losses(logs: list[list[dict]], path: Path, copying: bool = True) -> Non
     """Training loss, held-out loss of each source, and the repeat test, by tokens seen.
 
     Training losses over a part of the vocabulary are left out: they are not comparable.
+    The looks on the way are at a sample of the held-out text, the last one is at all of
+    it, so its loss is a mark of its own.
 
     Args:
         logs: lines of each run's log.
@@ -133,13 +135,20 @@ def draw_losses(logs: list[list[dict]], path: Path, copying: bool = True) -> Non
         label = None
     names = dict.fromkeys(name for line in looks for name in line["losses"])
     for number, name in enumerate(names):
-        points = [
-            (line["tokens"] / 1e6, line["losses"][name])
-            for line in looks
-            if name in line["losses"]
-        ]
+        sample, whole = (
+            [
+                (line["tokens"] / 1e6, line["losses"][name])
+                for line in looks
+                if name in line["losses"] and (line.get("sequences", 0) is None) == end
+            ]
+            for end in (False, True)
+        )
         style = "-:"[number // len(plots.COLORS) % 2]  # more sources than colours
-        axes.plot(*zip(*points, strict=True), style, marker=".", label=name)
+        (curve,) = axes.plot(*zip(*sample or whole, strict=True), style, marker=".")
+        curve.set_label(name)
+        if sample and whole:  # other text, so no line leads from one to the other
+            (end,) = axes.plot(*zip(*whole, strict=True), "s", color=curve.get_color())
+            end.set_label(None if number else "all held-out text, at the end")
     axes.set(xlabel="tokens (millions)", ylabel="loss (nats per token)")
     axes.legend(fontsize=7, ncols=2)
     for below in others:

@@ -72,7 +72,9 @@ def test_a_folder_becomes_a_model_and_a_report(tales, tmp_path, monkeypatch, cap
     assert report.count(first) > 2  # continued after 0, 1, 2, 4, ... steps
     assert (out / "losses.png").stat().st_size > 1000
     lines = [line for figure in drawn for axes in figure.axes for line in axes.lines]
-    assert [line.get_label() for line in lines] == ["training", "texts"]
+    labels = [line.get_label() for line in lines]
+    assert labels == ["training", "texts", "all held-out text, at the end"]
+    assert [len(line.get_xdata()) for line in lines[1:]] == [1, 1]  # 10 steps, 20 steps
     losses = [
         json.loads(x) for x in (out / "log.jsonl").read_text("utf-8").split("\n")[:-1]
     ]
