@@ -1,8 +1,10 @@
 """What chapter 9 draws: who learns from which stories, and what comes of it."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ch09_rewards import compare
 from ch09_rewards.rewards import group_advantages
@@ -17,9 +19,10 @@ def four_ways() -> Drawing:
     d = Drawing(
         720,
         330,
-        "The rewards of eight stories for one request, four times. Best of n gives out "
-        "the best one. Rejection sampling imitates the best. DPO learns from pairs "
-        "which one is better. GRPO learns from all eight, by their advantages.",
+        "The rewards of the same eight stories, once for each method. Best of n gives "
+        "out the best story. Rejection sampling imitates it. DPO makes the better "
+        "story of each pair likelier than the worse one. GRPO learns from all eight, "
+        "by their advantages.",
     )
     places = d.steps(["best of n", "rejection sampling", "DPO", "GRPO"])
     notes = ["give out\nthe best", "imitate\nthe best", "better over worse", "push all"]
@@ -38,6 +41,28 @@ def four_ways() -> Drawing:
     column = [[round(value, 1) + 0.0] for value in advantages.tolist()]  # no -0.0
     d.matrix(places[3].x + 102, 68, column, title="advantages", cell=25, digits=1)
     return d
+
+
+def implicit_rewards(steps: pd.DataFrame) -> Figure:
+    """The implicit rewards of both kinds of stories, at each step of DPO."""
+    figure, (ax,) = plots.panels(1, width=6.4, height=3.0)
+    for name in ("chosen", "rejected"):
+        ax.plot(range(1, len(steps) + 1), steps[name], label=name)
+    ax.set(xlabel="steps", ylabel="implicit reward")
+    ax.legend()
+    return figure
+
+
+def draws(steps: pd.DataFrame) -> Figure:
+    """How the stories change from draw to draw of GRPO."""
+    figure, axes = plots.panels(3, width=3.0, height=2.6)
+    units = {"reward": "mean reward", "length": "tokens a story", "kl": "nats a story"}
+    titles = ("reward", "length", "KL divergence from the base")
+    for ax, (name, unit), title in zip(axes, units.items(), titles, strict=True):
+        ax.plot(range(1, len(steps) + 1), steps[name], "o-")
+        ax.set(xlabel="draws", ylabel=unit, title=title)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
 def side_by_side(record: dict) -> Figure:

@@ -42,8 +42,6 @@ __all__ = [
     "SHORTEST",
     "LEAST_FLUENT",
     "rate_stories",
-    "learner",
-    "make_optimizer",
     "learn",
     "pick_best",
     "train_on_best",
@@ -51,7 +49,6 @@ __all__ = [
     "make_pairs",
     "train_dpo",
     "group_advantages",
-    "kl_to_reference",
     "grpo_loss",
     "learn_from_draw",
     "train_grpo",
@@ -59,6 +56,9 @@ __all__ = [
     "draw_answers",
     "pad_stories",
     "fixed_log_probs",
+    "learner",
+    "make_optimizer",
+    "kl_to_reference",
 ]
 
 
@@ -147,23 +147,6 @@ def rate_stories(stories: Sequence[Story], reference: GPTModel) -> pd.DataFrame:
     rated["reward"] = rated["words"] ** 2 - (1 - rated["whole"]) / 4  # eq. 9.1
     rated["reward"] -= rated["repeats"] + lacking
     return rated
-
-
-def learner(model: GPTModel) -> GPTModel:
-    """A copy of a model to train; its token embedding stays as it is (chapter 7)."""
-    model = copy.deepcopy(model).eval().requires_grad_(True)
-    model.tok_emb.requires_grad_(False)
-    return model
-
-
-def make_optimizer(
-    model: nn.Module, learning_rate: float, num_steps: int
-) -> torch.optim.Optimizer:
-    """AdamW for what is not frozen; the learning rate falls to zero in these steps."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learning, learning_rate, weight_decay=0.0)
-    let_rate_fall(optimizer, num_steps)
-    return optimizer
 
 
 def learn(
@@ -299,15 +282,6 @@ def group_advantages(rewards: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     mean = rewards.mean(1, keepdim=True)
     deviation = rewards.std(1, keepdim=True)
     return (rewards - mean) / (deviation + eps)  # eq. 9.7
-
-
-def kl_to_reference(new: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """An estimate of the KL divergence for each drawn token, from its two ln p.
-
-    Source: Schulman (2020), Approximating KL divergence, k3.
-    """
-    d = reference - new
-    return d.exp() - d - 1
 
 
 def grpo_loss(
@@ -476,3 +450,29 @@ def fixed_log_probs(
     parts = zip(ids.split(batch_size), targets.split(batch_size), strict=True)
     with evaluating(model):
         return torch.cat([token_log_probs(model, *p, temperature) for p in parts])
+
+
+def learner(model: GPTModel) -> GPTModel:
+    """A copy of a model to train; its token embedding stays as it is (chapter 7)."""
+    model = copy.deepcopy(model).eval().requires_grad_(True)
+    model.tok_emb.requires_grad_(False)
+    return model
+
+
+def make_optimizer(
+    model: nn.Module, learning_rate: float, num_steps: int
+) -> torch.optim.Optimizer:
+    """AdamW for what is not frozen; the learning rate falls to zero in these steps."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, learning_rate, weight_decay=0.0)
+    let_rate_fall(optimizer, num_steps)
+    return optimizer
+
+
+def kl_to_reference(new: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """An estimate of the KL divergence for each drawn token, from its two ln p.
+
+    Source: Schulman (2020), Approximating KL divergence, k3.
+    """
+    d = reference - new
+    return d.exp() - d - 1

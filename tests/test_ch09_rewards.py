@@ -183,6 +183,19 @@ def test_log_probs_are_those_of_each_story_alone(model):
     assert again.requires_grad and torch.allclose(again, found, atol=1e-5)
 
 
+def test_in_mixed_precision_the_ratio_is_1_at_the_start(model):
+    """GRPO compares ln p of one block: float32 after products in bfloat16, twice."""
+    ids, targets = pad_stories(STORIES)
+    plain = fixed_log_probs(model, ids, targets)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        old = fixed_log_probs(model, ids, targets, batch_size=3)
+        new = token_log_probs(model, ids[1:3], targets[1:3])
+    assert old.dtype == new.dtype == torch.float32
+    assert (old != plain).any(), "the products were not in bfloat16: a weak test"
+    assert torch.allclose(old, plain, atol=0.05)
+    assert (new - old[1:3]).abs().max() < 0.01
+
+
 # --- Rewards --------------------------------------------------------------------------
 
 LONG = (
