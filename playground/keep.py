@@ -33,6 +33,7 @@ from shared.ch07 import (
     train_on_responses,
 )
 from shared.data import FILES, cache_folder
+from shared.precision import mixed_precision
 
 SEED = 123
 
@@ -118,7 +119,8 @@ def prepare_spam_filter() -> Training:
         for _ in range(num_epochs):
             for inputs, labels in loader:
                 optimizer.zero_grad()
-                loss = calc_classification_loss(inputs, labels, classifier, "cpu")
+                with mixed_precision():
+                    loss = calc_classification_loss(inputs, labels, classifier, "cpu")
                 loss.backward()
                 optimizer.step()
                 yield loss.item()
@@ -159,7 +161,11 @@ def prepare_follower() -> Training:
 
     def losses() -> Iterator[float]:
         for _ in range(num_epochs):
-            yield from train_on_responses(model, loader, optimizer, "cpu")
+            steps = train_on_responses(model, loader, optimizer, "cpu")
+            for _ in range(len(loader)):
+                with mixed_precision():  # not around a yield: the page goes on there
+                    loss = next(steps)
+                yield loss
         model.eval()
 
     return Training(model, losses(), num_epochs * len(loader))
