@@ -51,7 +51,7 @@ browser: $(READY)
 	    tests/browser/website.py tests/browser/playground.py
 
 lab: $(READY)
-	$(RUN) -m jupyterlab $(LAB_ARGS) README.md
+	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/README.md $(LAB_ARGS)
 
 # Another port: make play PLAY_ARGS="--port 5010"
 play: $(READY) .venv-play/ready

@@ -126,8 +126,8 @@ def attention_head(
     return Live(
         draw,
         query=ipywidgets.ToggleButtons(options=options, value=query, style=narrow),
-        scale=ipywidgets.Checkbox(True, description="divide by √D"),
-        mask=ipywidgets.Checkbox(True, description="mask the future"),
+        scale=ipywidgets.Checkbox(True, description="divide by √D", indent=False),
+        mask=ipywidgets.Checkbox(True, description="mask the future", indent=False),
     )
 
 
