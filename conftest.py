@@ -22,14 +22,14 @@ os.environ.setdefault("TQDM_MININTERVAL", "10")
 # Two processes share the files. Those that take twenty seconds or more come first, the
 # longest at the head, so that both processes end at nearly the same time.
 LONGEST_FIRST = [
-    *("instructions.ipynb", "rewards.ipynb", "classification.ipynb"),
-    *("test_pretrain_run.py", "pretraining.ipynb", "lora.ipynb"),
-    *("pretraining_deeper.ipynb", "appendix_e_lora/deeper.ipynb"),
-    *("smollm2_deeper.ipynb", "training.ipynb", "smollm2.ipynb"),
-    *("ch04_gpt_model/deeper.ipynb", "long_run_deeper.ipynb", "test_bad_days.py"),
-    *("test_exercises.py", "modern_models.ipynb", "speed_deeper.ipynb"),
+    *("instructions.ipynb", "test_pretrain_run.py", "rewards.ipynb"),
+    *("classification.ipynb", "pretraining.ipynb", "smollm2_deeper.ipynb"),
+    *("test_bad_days.py", "lora.ipynb", "pretraining_deeper.ipynb", "smollm2.ipynb"),
+    *("ch04_gpt_model/deeper.ipynb", "appendix_e_lora/deeper.ipynb"),
+    *("training.ipynb", "modern_models.ipynb", "test_pretrain_tokenizer.py"),
+    *("test_ch02_bpe.py", "test_exercises.py", "long_run_deeper.ipynb"),
     *("ch06_classification/deeper.ipynb", "ch07_instructions/deeper.ipynb"),
-    *("speed.ipynb", "gpt_model.ipynb"),
+    *("speed.ipynb", "speed_deeper.ipynb", "gpt_model.ipynb"),
 ]
 
 # The exercises have blank answers; the solutions, which they are made from, are run.
