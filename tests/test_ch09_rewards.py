@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ch09_rewards import asked_words, compare, pictures
+from ch09_rewards import rewards as module
 from shared.ch09 import (
     LONGEST,
     Story,
@@ -235,6 +236,13 @@ def test_the_reward_is_the_sum_of_its_parts():
     assert found["tokens"] == pytest.approx((51 + 50 + 2 + 51 + 51) / 5)
 
 
+def test_more_fluent_than_asked_earns_nothing():
+    told = [story([1] * 50 + [END], text=LONG)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "LEAST_FLUENT", -100.0)
+        assert rate_stories(told, flat_model())["reward"].tolist() == pytest.approx([1])
+
+
 # --- Choosing -------------------------------------------------------------------------
 
 REWARDS = torch.tensor([[0.0, 1.0, 0.5], [0.2, 0.2, 0.2], [0.9, -1.0, 0.9]])
@@ -349,6 +357,15 @@ def test_training_on_the_best_makes_them_likelier(model):
     policy = learner(model)
     losses = train_on_best(policy, NINE[:3], 1e-3, num_epochs=10, generator=chance())
     assert len(losses) == 10 and losses[-1] < losses[0] - 0.2
+
+
+def test_the_rate_falls_over_all_steps_of_a_training(model, monkeypatch):
+    planned = []
+    monkeypatch.setattr(module, "let_rate_fall", lambda _, n: planned.append(n))
+    steps = [len(train_on_best(learner(model), NINE, 1e-3, 4, num_epochs=3))]
+    pairs = [(NINE[1], NINE[0])] * 5
+    steps.append(len(train_dpo(learner(model), model, pairs, 0.1, 1e-3, batch_size=2)))
+    assert planned == steps == [9, 3]
 
 
 # --- GRPO -----------------------------------------------------------------------------
