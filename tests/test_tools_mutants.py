@@ -69,9 +69,10 @@ def test_chapters_have_their_exported_modules():
     assert found == ["pretraining", "weights"]
     with pytest.raises(ValueError, match="no chapter 'ch99' exports a module"):
         mutants.modules_of("ch99")
-    assert mutants.tests_of("ch02", "bpe") == ["tests/test_ch02_bpe.py"]
+    own = ["tests/test_ch02_bpe.py", mutants.PUBLIC]
+    assert mutants.tests_of("ch02", "bpe") == own
     writing = mutants.tests_of("appendix_f", "writing")
-    assert writing == ["tests/test_appendix_f_speed.py"]
+    assert writing == ["tests/test_appendix_f_speed.py", mutants.PUBLIC]
 
 
 @pytest.fixture
@@ -124,7 +125,8 @@ def test_a_seed_draws_the_same_sample_and_works_in_a_copy(monkeypatch, capsys):
     for _ in range(2):
         assert mutants.main(["ch03", "--sample", "8", "--seed", "2"]) == 1
     name, drawn, tests = tried[0]
-    assert name == "attention.py" and tests == ["tests/test_ch03_attention.py"]
+    assert name == "attention.py"
+    assert tests == ["tests/test_ch03_attention.py", mutants.PUBLIC]
     assert len(drawn) == 8 and tried[0] == tried[1]
     out = capsys.readouterr().out
     assert "7 of 8 mutants killed (88%)" in out and f"survivor: {drawn[0]}" in out

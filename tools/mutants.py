@@ -28,6 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent  # not imported: see `_tests_pass`
 EXPORTED = "Exported from "  # in the docstring of each exported module
+PUBLIC = "tests/test_public_calls.py"  # names, parameters and defaults of every chapter
 COMPARISONS = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -138,10 +139,12 @@ def modules_of(chapter: str, root: Path = ROOT) -> list[Path]:
 
 
 def tests_of(chapter: str, module: str, root: Path = ROOT) -> list[str]:
-    """The tests that bear a module's name, or all of its chapter's."""
-    own = f"tests/test_{chapter}_{module}.py"
+    """The tests that bear a module's name, or all of its chapter's; and PUBLIC."""
+    own = root / f"tests/test_{chapter}_{module}.py"
     every = sorted(root.glob(f"tests/test_{chapter}_*.py"))
-    return [own] if (root / own).exists() else [f"tests/{x.name}" for x in every]
+    found = [own] if own.exists() else every
+    found = [*found, *root.glob(PUBLIC)]
+    return [path.relative_to(root).as_posix() for path in found]
 
 
 def copy_of_course(folder: Path) -> Path:
