@@ -457,6 +457,13 @@ def test_speculation_is_greedy(prompt, new, eos_id, n_gram, n_guesses):
     assert speculate(MODEL, prompt, new, eos_id, n_gram, n_guesses) == wanted
 
 
+def test_speculation_ends_at_the_end_though_more_was_guessed_right():
+    model = make_model()
+    with torch.no_grad():
+        model.out_head.weight.zero_()  # the likeliest token is always the first, 0
+    assert speculate(model, [0, 0, 0, 0], 6, eos_id=0, n_gram=1) == [0] * 5
+
+
 @pytest.mark.parametrize("right", [0, 1, 3, 8])
 def test_right_guesses_save_passes_and_wrong_ones_do_not_matter(monkeypatch, right):
     """Guesses that are greedy's own up to some place, and wrong from there on."""
