@@ -94,6 +94,11 @@ class _PlainUnpickler(pickle._Unpickler):  # that in C cannot be told about BUIL
     dispatch[pickle.BUILD[0]] = load_build
 
 
+def saved_states(folder: Path) -> list[Path]:
+    """The folders of the states that are there whole, the oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.suffix != ".partial")
+
+
 class Checkpoints:
     """The saved states of a run, each a folder that is there whole or not at all.
 
@@ -113,9 +118,7 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """The folders of the saved states, the oldest first."""
-        return sorted(
-            path for path in self.folder.glob("step-*") if path.suffix != ".partial"
-        )
+        return saved_states(self.folder)
 
     def save(self, step: int, state: dict, facts: dict) -> None:
         """Write the state after a step, then delete the oldest ones.

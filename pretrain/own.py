@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from pretrain.card import describe, draw_losses, growing_up, read_log
+from pretrain.checkpoints import saved_states
 from pretrain.hardware import start_workers
 from pretrain.prepare import TOKENIZER, open_tokenizer, prepare, read_documents
 from pretrain.run import Pretraining, pretrain
@@ -242,9 +243,8 @@ def tokens_to_read(shards: Path) -> int:
 
 def steps_done(settings: Settings) -> int:
     """The steps after which an earlier start of this command saved its state."""
-    folder = settings.run_folder / "checkpoints"
-    saved = (path.name for path in folder.glob("step-*") if not path.suffix)
-    return max((int(name.removeprefix("step-")) for name in saved), default=0)
+    states = saved_states(settings.run_folder / "checkpoints")
+    return int(states[-1].name.removeprefix("step-")) if states else 0
 
 
 def announce(settings: Settings, seconds: float) -> None:
