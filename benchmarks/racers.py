@@ -164,11 +164,9 @@ def book(course: Course, plan: Plan, clock: Clock) -> None:
 
 def book_fast(course: Course, plan: Plan, clock: Clock) -> None:
     """The package's faster model with appendix D's loop: warm-up, cosine, clipping."""
-    loop, settings = (
-        book_module("appendix_d").train_model,
-        {"warmup_steps": plan.warmup},
-    )
-    read_book(course, plan, clock, book_module("ch04").GPTModelFast, loop, **settings)
+    model = book_module("ch04").GPTModelFast
+    loop = book_module("appendix_d").train_model
+    read_book(course, plan, clock, model, loop, warmup_steps=plan.warmup)
 
 
 def transformers(course: Course, plan: Plan, clock: Clock) -> None:
