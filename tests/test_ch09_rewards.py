@@ -236,11 +236,10 @@ def test_the_reward_is_the_sum_of_its_parts():
     assert found["tokens"] == pytest.approx((51 + 50 + 2 + 51 + 51) / 5)
 
 
-def test_more_fluent_than_asked_earns_nothing():
+def test_more_fluent_than_asked_earns_nothing(monkeypatch):
+    monkeypatch.setattr(module, "LEAST_FLUENT", -100.0)
     told = [story([1] * 50 + [END], text=LONG)]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "LEAST_FLUENT", -100.0)
-        assert rate_stories(told, flat_model())["reward"].tolist() == pytest.approx([1])
+    assert rate_stories(told, flat_model())["reward"].tolist() == pytest.approx([1])
 
 
 # --- Choosing -------------------------------------------------------------------------
