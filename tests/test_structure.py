@@ -24,7 +24,7 @@ EXCEPTIONS = {
 }
 MODULES = {
     f"{folder}.{path.stem}": path
-    for folder in [*CHAPTERS, *PROGRAMS, "shared"]
+    for folder in [*CHAPTERS, *PROGRAMS, "corpus", "shared"]
     for path in sorted((ROOT / folder).glob("*.py"))
     if path.name != "__init__.py"
 }
@@ -137,7 +137,8 @@ def test_a_chapter_s_module_in_shared_only_passes_on(module):
 
 def test_the_page_about_it_names_every_folder_and_program():
     page = (ROOT / "docs/structure.md").read_text(encoding="utf-8")
-    for folder in [*CHAPTERS, *PROGRAMS, "shared", "data", "tests", "benchmarks"]:
+    ours = ["corpus", "shared", "data", "tests", "benchmarks"]
+    for folder in [*CHAPTERS, *PROGRAMS, *ours]:
         assert f"{folder}/" in page, folder
     for module, path in MODULES.items():
         if place(module) is None and path.stem != "__main__":
@@ -147,7 +148,7 @@ def test_the_page_about_it_names_every_folder_and_program():
 def test_a_wheel_holds_every_folder_that_notebooks_need():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = settings["tool"]["setuptools"]["packages"]
-    needed = [*CHAPTERS, *PROGRAMS, "shared", "data"]
+    needed = [*CHAPTERS, *PROGRAMS, "corpus", "shared", "data"]
     inside = (path for name in needed for path in (ROOT / name).rglob("*"))
     folders = {path.parent.relative_to(ROOT) for path in inside if path.is_file()}
     passing = {"__pycache__", ".ipynb_checkpoints"}
