@@ -68,12 +68,12 @@ def present(s, x, y, t):
     s("birthday", x=x, y=y)
     s("wish", x=x, y=y, t=t)
     z = s.other()
-    s.goes(x)
+    s("goes_looking", x=x, p=s.places(1)[0])
     s.meets(x, z)
     s("shows", y=z, t=t, a=s.look(t))
     s("bargain", x=x, y=y, z=z, t=t)
     s.para()
-    s("present", x=x, y=y, t=t)
+    s("present", x=x, y=y, t=t, k=y.kind)
 
 
 @plot("a {k} falls into a hole and gives away a {t}")
@@ -93,7 +93,7 @@ def stuck(s, x, y, t):
     s("fetch_tool", x=x, y=y, l=tool, q=q)
     s("free", x=x, y=y, l=tool, h=hole)
     s("reward", x=x, y=y, t=t)
-    s.ends_with("end_stuck")
+    s.ends_with("end_stuck", x=x, y=y)
 
 
 @plot("a {k} breaks the {t} of a friend", "breakable")
@@ -109,7 +109,7 @@ def broke(s, x, y, t):
     s("confess", x=x, y=y, t=t, q=q)
     s("forgive", x=x, y=y, t=t)
     s("mend", x=x, y=y, t=t, q=q)
-    s.ends_with("end_mended", t=t)
+    s.ends_with("end_broke", x=x, y=y, t=t)
 
 
 @plot("a {k} makes a {t} for a friend", "foods")
@@ -126,7 +126,7 @@ def bake(s, x, y, f):
     s("eats", x=x, y=y, f=f, i=i)
     if s.chance(0.7):
         s("say_where_from", x=x, y=y, z=z, f=f, i=i, q=q)
-    s.ends_with("end_food")
+    s.ends_with("end_food", x=x, y=y)
 
 
 @plot("a {k} lends a {t} to a friend")
@@ -166,7 +166,7 @@ def noise(s, x, y, t):
     s("only", z=z, k=z.kind, t=t, a=s.look(t), p=p)
     s("explain", x=x, z=z, t=t)
     s("lesson", x=x, y=y, z=z, t=t)
-    s.ends_with("end_night")
+    s.ends_with("end_night", x=x, y=y)
 
 
 @plot("two friends take home the wrong things, one of them a {t}")
@@ -174,7 +174,7 @@ def mixed_up(s, x, y, t):
     s.get(x, t)
     s.friend(x, y)
     u = s.thing()
-    s("carry", x=y, t=u, a=s.look(u))
+    s("brings_along", x=y, t=u, a=s.look(u))
     (p,) = s.places(1)
     s("both_put", x=x, y=y, t=t, u=u, p=p)
     s("mixed_up", x=x, y=y, t=t, u=u)
@@ -194,7 +194,7 @@ def race(s, x, y, t):
     s.para()
     s("wins", x=x, y=y, z=z, t=t, p=p)
     s("shares" if s.chance(0.5) else "keeps", x=x, y=y, t=t)
-    s.ends_with("end_race")
+    s.ends_with("end_race", x=x, y=y)
 
 
 @plot("a {k} looks for a {t} in the wrong place")
@@ -225,7 +225,7 @@ def quarrel(s, x, y, t):
     s.para()
     s("make_up", x=x, y=y, t=t)
     s("keeps_first", x=x, y=y, t=t)
-    s.ends_with("end_mended", t=t)
+    s.ends_with("end_quarrel", x=x, y=y, t=t)
 
 
 @plot("somebody has eaten a {t}, and a {k} knows who", "foods")
@@ -240,7 +240,7 @@ def ate(s, x, y, f):
     s("lie", x=x, f=f)
     s("caught", x=x, y=y, f=f)
     s("bake_new", x=x, y=y, f=f)
-    s.ends_with("end_food")
+    s.ends_with("end_food", x=x, y=y)
 
 
 @plot("a {k} carries a {t} to somebody")
@@ -254,7 +254,7 @@ def errand(s, x, y, t):
     s("return_gift", x=x, y=y, z=z, t=t, u=u, b=s.look(u))
     s("brings", x=x, y=y, z=z, u=u)
     s("both_have", x=x, y=y, z=z, t=t, u=u)
-    s.ends_with("end_walk")
+    s.ends_with("end_walk", x=x, y=y)
 
 
 @plot("a {k} is ill and gets a {t}")

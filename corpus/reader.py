@@ -102,18 +102,17 @@ class _Reading:
     """One pass over a story."""
 
     def __init__(self, text: str):
-        self.world, self.topic = World(), ""
+        self.world, self.topic, self.ended = World(), "", False
         self.wrong: list[str] = []
         self.genders = dict(_genders())
-        last = ""
         for paragraph in re.split(r"\n\s*\n", text):
-            last = self._paragraph(TOKEN.findall(paragraph)) or last
-        if not last.startswith("end"):
+            self._paragraph(TOKEN.findall(paragraph))
+        if not self.ended:
             self.wrong.append("the story has no end")
         self.wrong += self.world.unsettled()
 
-    def _paragraph(self, tokens: list[str]) -> str:
-        """Read a paragraph, and return the name of its last event."""
+    def _paragraph(self, tokens: list[str]):
+        """Read a paragraph, sentence by sentence."""
         found, literal, most = _patterns()
         lexicon = _lexicon()
         classes = [lexicon.get(token, "") for token in tokens]
@@ -122,7 +121,7 @@ class _Reading:
             if not classes[number] and unknown:
                 classes[number] = "names"  # somebody whose name is on no list
         keys = [f"<{c}>" if c else t for c, t in zip(classes, tokens, strict=True)]
-        pieces, start, last = _pieces(keys), 0, ""
+        pieces, start = _pieces(keys), 0
         while pieces:
             for count in range(min(most, len(pieces)), 0, -1):
                 key = skeleton([token for piece in pieces[:count] for token in piece])
@@ -138,15 +137,14 @@ class _Reading:
                 if c
             ]
             if key:
-                last = self._event(found[key], values, _join(said))
+                self._event(found[key], values, _join(said))
             else:
-                last = ""
+                self.ended = False
                 self.wrong.append(f"{_join(said)} - nobody in the village says that")
             pieces, start = pieces[count:], start + size
-        return last
 
-    def _event(self, choices, values: list[str], said: str) -> str:
-        """Let the event of a sentence happen; return its name."""
+    def _event(self, choices, values: list[str], said: str):
+        """Let the event of a sentence happen."""
         best = None
         for name, slots in choices:
             bound, wrong = self._bind(slots, values)
@@ -157,7 +155,7 @@ class _Reading:
         self.wrong += [f"{said} - {reason}" for reason in wrong]
         self.topic = bound.get("x") or bound.get("y") or bound.get("z") or ""
         self.world.happen(events()[name], bound)
-        return name
+        self.ended = any(c.attribute == "end" for c in events()[name].changes)
 
     def _try(self, name: str, bound: dict[str, str]) -> list[str]:
         world = World()

@@ -33,11 +33,12 @@ class Teller:
         self.people: list[Person] = []
         self.known: set[Person] = set()
         self.used: set[str] = set()
+        self.home = ""
         self.has: dict[str, Person] = {}
         self.looks: dict[str, str] = {}
         self.topic: Person | None = None
         self.new_paragraph = False
-        self.ending: tuple[str, dict] = ("end", {})
+        self.ending: tuple[str, dict] | None = None
         self.clear = True
 
     # --- Drawing ----------------------------------------------------------------------
@@ -59,7 +60,7 @@ class Teller:
         drawn = []
         while len(drawn) < count:
             place = self.one_of(self.words["places"])
-            if place not in drawn:
+            if place not in drawn and place != self.home:
                 drawn.append(place)
         return drawn
 
@@ -96,7 +97,7 @@ class Teller:
             and self.clear
             and slots[pattern.parts[0].name] is self.topic
             and not self.new_paragraph
-            and self.random() < 0.6
+            and self.random() < 0.75
         )
         if "t" in slots:
             slots["t.look"] = self.looks.get(slots["t"])
@@ -116,9 +117,13 @@ class Teller:
             if person is not self.topic and person.gender == self.topic.gender:
                 self.clear = False
 
+    def ends(self, x: Person, y: Person):
+        """End the story as any story may end, or with the last event of the plot."""
+        self.ending = ("end", {"x": x, "y": y}) if self.chance(0.5) else None
+
     def ends_with(self, event: str, **slots):
-        """End the story in a way that fits this plot, or as any story may end."""
-        self.ending = (event, slots) if self.chance(0.6) else ("end", {})
+        """End the story in a way that fits this plot, or with its last event."""
+        self.ending = (event, slots) if self.chance(0.7) else None
 
     def para(self):
         self.new_paragraph = True
@@ -194,28 +199,31 @@ class Teller:
             x, y = self.draw_pair(hero)
             name, main = self.draw_plot(x, [], [plot] if plot else ORDER)
         self.people = [x, y]
-        self("begin", x=x, k=x.kind, p=self.places(1)[0])
-        trait = self.one_of(TRAITS) if self.chance(0.5) else ""
+        (self.home,) = self.places(1)
+        self("begin", x=x, k=x.kind, p=self.home)
+        trait = self.one_of(TRAITS) if self.chance(0.4) else ""
         if trait:
             self(f"trait_{trait}", x=x)
-        if self.chance(0.35):
+        if self.chance(0.25):
             self("weather")
+        self.ends(x, y)
         PLOTS[name].tell(self, x, y, main)
         plots = [(name, main, x)]
         if not plot and self.chance(0.3):
             self.para()
             plots.append(self.second(x, y, name))
-        if trait and self.chance(0.8):
+        if trait and self.chance(0.6):
             self(f"echo_{trait}", x=x)
-        ending, slots = self.ending
-        self(ending, x=x, y=y, **slots)
+        elif self.ending:
+            ending, slots = self.ending
+            self(ending, **slots)
         return Tale(self.said, plots)
 
     def second(self, x: Person, y: Person, before: str) -> tuple[str, str, Person]:
         """Another plot with the same people, who may change their parts."""
         if self.chance(0.5):
             x, y = y, x
-        self.ending = ("end", {})
+        self.ends(x, y)
         self("later", x=x, y=y)
         owners = Tale(self.said, []).owners()
         mine = [t for t in self.words["things"] if owners.get(t) == x.name]

@@ -95,8 +95,8 @@ def test_a_or_an():
 
 def combinations_of(tale) -> set:
     found = {(name, hero.kind, main) for name, main, hero in tale._plots}
-    x, y = (tale._said[-1].slots[name].name for name in "xy")
-    return found | {tuple(sorted((x, y)))}
+    both = next(said.slots for said in tale._said if {"x", "y"} <= said.slots.keys())
+    return found | {tuple(sorted((both["x"].name, both["y"].name)))}
 
 
 def test_held_out_combinations_are_never_trained_on():
@@ -213,13 +213,15 @@ def test_an_exchanged_word_is_found():
     assert found / len(texts) >= 0.97
 
 
+THANKS = ' "Thank you, Gus!" said Mia. Then it was time for supper.'
 BACK = " They went back to the barn, and there was the kite, under the bench."
 STORY = (
-    "Near the mill there lived a fox named Mia. Mia had a red kite, and she never went "
-    "out without it. At the barn Mia put the kite under a bench and ran after a butterfly. "
-    "Then Mia went on to the pond. Suddenly Mia stood still. Where was the kite?\n\n"
+    "Near the mill there lived a fox named Mia. Mia had a red kite, and when she was "
+    "sad, she looked at it. At the barn Mia put the kite under a bench and ran after "
+    "a butterfly. Then Mia went on to the pond. Suddenly Mia stood still. Where was "
+    "the kite?\n\n"
     'There Mia met Gus the duck. "I saw your kite," said Gus. "It is under a bench at '
-    f'the barn."{BACK} "Thank you, Gus!" said Mia. Then it was time for supper.'
+    f'the barn."{BACK}{THANKS}'
 )
 
 
@@ -235,9 +237,9 @@ def test_a_whole_story_has_no_contradiction():
         ("It is under", "It is behind", "kite: side is under, not behind"),
         ("bench at the barn", "cart at the barn", "kite: by is bench, not cart"),
         ("bench at the barn", "bench at the mill", "kite: place is barn, not mill"),
-        ("and she never", "and he never", "Mia is a she"),
+        ("sad, she looked", "sad, he looked", "Mia is a she"),
         ("met Gus the duck", "met Mia the duck", "two people are called Mia"),
-        (" Then it was time for supper.", "", "the story has no end"),
+        (THANKS, "", "the story has no end"),
         (BACK, "", "the kite is lost and never found"),
         ("ran after a butterfly", "ran after a train", "nobody in the village says"),
     ],
