@@ -24,9 +24,9 @@ GETS = ("lost", "swap", "stuck", "lend", "mixed_up", "moved")  # plots of a thin
 class Teller:
     """Draws who and what a story is about, and writes down what the plots say."""
 
-    def __init__(self, seed: int, part: str):
+    def __init__(self, seed: int, part: str, simple: bool = False):
         self.random = random.Random(seed).random  # the same on every Python
-        self.part, self.words = part, words()
+        self.part, self.simple, self.words = part, simple, words()
         prefix = "new_" if part == "new-names" else ""
         self.names = {g: self.words[prefix + g] for g in ("she", "he")}
         self.said: list[Said] = []
@@ -91,7 +91,7 @@ class Teller:
 
     def __call__(self, event: str, **slots):
         lines = events()[event].lines
-        pattern = self.one_of(self.one_of(lines))
+        pattern = lines[0][0] if self.simple else self.one_of(self.one_of(lines))
         pronoun = (
             pattern.may_open_with_pronoun
             and self.clear
@@ -209,7 +209,7 @@ class Teller:
         self.ends(x, y)
         PLOTS[name].tell(self, x, y, main)
         plots = [(name, main, x)]
-        if not plot and self.chance(0.3):
+        if not plot and not self.simple and self.chance(0.3):
             self.para()
             plots.append(self.second(x, y, name))
         if trait and self.chance(0.6):
@@ -235,7 +235,11 @@ class Teller:
 
 
 def tell(
-    seed: int, part: str = "train", plot: str | None = None, hero: str | None = None
+    seed: int,
+    part: str = "train",
+    plot: str | None = None,
+    hero: str | None = None,
+    simple: bool = False,
 ) -> Tale:
     """A story of the village, the same for the same seed on every machine.
 
@@ -245,6 +249,8 @@ def tell(
             two names, never occur in "train"; or "new-names", whose names never do.
         plot: tell this plot alone, one of `PLOTS`.
         hero: tell it of somebody with this name, one of the part's names.
+        simple: tell one plot alone, and every event in always the same way, as in a
+            child's first book.
 
     Raises:
         TypeError: for a seed that is no whole number.
@@ -257,7 +263,7 @@ def tell(
     if plot is not None and plot not in PLOTS:
         raise ValueError(f"there is no plot {plot!r}; take one of {', '.join(PLOTS)}")
     number = 2 * seed if seed >= 0 else -2 * seed - 1  # `random` forgets the sign
-    teller = Teller(PARTS.index(part) + len(PARTS) * int(number), part)
+    teller = Teller(PARTS.index(part) + len(PARTS) * int(number), part, simple)
     names = teller.names["she"] + teller.names["he"]
     if hero is not None and hero not in names:
         raise ValueError(

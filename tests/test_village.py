@@ -363,3 +363,13 @@ def test_people_have_two_kinds_at_most_one_name():
             if isinstance(value, Person)
         }
         assert len({person.name for person in people}) == len(people)
+
+
+def test_simple_tales_have_one_plot_and_one_way_to_tell_each_event():
+    told = [tell(seed, simple=True) for seed in range(300)]
+    ways = {}
+    for tale in told:
+        assert len(tale.plots) == 1 and contradictions(tale.text) == []
+        for said in tale._said:
+            assert ways.setdefault(said.event, said.pattern) is said.pattern
+    assert len({tale.text for tale in told}) == len(told)
