@@ -373,3 +373,10 @@ def test_simple_tales_have_one_plot_and_one_way_to_tell_each_event():
         for said in tale._said:
             assert ways.setdefault(said.event, said.pattern) is said.pattern
     assert len({tale.text for tale in told}) == len(told)
+
+
+def test_the_stories_on_its_page_are_told_today():
+    page = (ROOT / "docs/village.md").read_text(encoding="utf-8")
+    quoted = " ".join(re.sub(r"(?m)^> ?", "", page).split())
+    for seed in range(3):
+        assert " ".join(tell(seed, "held-out").text.split()) in quoted
