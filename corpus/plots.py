@@ -49,7 +49,7 @@ def swap(s, x, y, t):
     s.get(x, t)
     u = s.thing()
     s("want", x=x, u=u)
-    s.goes(x)
+    s("go", x=x, p=s.places(1)[0])
     s.meets(x, y)
     s("carry", x=y, t=u, a=s.look(u))
     s.para()
@@ -80,7 +80,7 @@ def present(s, x, y, t):
 def stuck(s, x, y, t):
     s.get(x, t)
     p, q = s.places(2)
-    s.goes(x, p)
+    s("go", x=x, p=p)
     hole, tool = s.pick("holes"), s.pick("tools")
     s("stuck", x=x, h=hole, p=p)
     s("help", x=x, h=hole)

@@ -15,7 +15,7 @@ from corpus.plots import PLOTS
 from corpus.tale import Person, Said, Tale
 
 PARTS = ("train", "held-out", "new-names")
-TRAITS = "hungry slow loud worried proud sleepy curious polite".split()
+TRAITS = [name[6:] for name in events() if name.startswith("trait_")]
 HELD_OUT = 5  # one combination of five is never trained on
 ORDER = list(PLOTS)
 GETS = ("lost", "swap", "stuck", "lend", "mixed_up", "moved")  # plots of a thing x has
@@ -149,10 +149,6 @@ class Teller:
             self("see", x=x, y=y)
         else:
             self("meet", x=x, y=y, k=y.kind)
-
-    def goes(self, x: Person, p: str = ""):
-        p = p or self.places(1)[0]
-        self("go", x=x, p=p)
 
     def visits(self, x: Person, y: Person, p: str):
         if self.knows(y):
