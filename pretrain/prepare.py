@@ -360,8 +360,11 @@ class TokenShards:
         folder: what `prepare_source` made.
         split: "train" or "held_out".
         window: T, tokens of input in a window; its targets are one token further on.
-        end: the token that ends a document. If it is given, every window begins where a
-            document does; otherwise windows follow each other.
+        end: the token that ends a document. If it is given, a window begins where a
+            document does: with the one that no longer fitted into the window before.
+            A document longer than a window goes on in further ones. Every second
+            window has the `end` before its document, too. Without `end`, windows
+            follow each other.
 
     Raises:
         FileNotFoundError: if the folder has no `index.json`, or a shard is missing.
@@ -405,8 +408,15 @@ class TokenShards:
         last = len(shard) - 1 - self.T  # a window that begins here is still whole
         if end is None:
             return range(0, last + 1, self.T)
-        starts = np.append(0, np.flatnonzero(shard == end) + 1)
-        return starts[starts <= last]
+        documents = np.append(0, np.flatnonzero(shard == end) + 1)
+        starts, start = [], 0
+        while start <= last:
+            starts.append(start - (start > 0 and len(starts) % 2))
+            end_of_window = start + self.T + 1
+            next_one = np.searchsorted(documents, end_of_window, side="right") - 1
+            following = int(documents[next_one])
+            start = following if following > start else start + self.T  # a long one
+        return np.array(starts, np.int64)
 
     def counts(self, vocab_size: int) -> np.ndarray:
         """How often each of `vocab_size` tokens occurs, (V,)."""

@@ -91,8 +91,8 @@ class Settings:
         square_half_life: the same for the mean of squared gradients and beta2
         average_half_life: the same for a running mean of the weights, which the model
             gets at the end; by default there is no such mean
-        from_beginnings: whether each training sequence begins where a document does, as
-            the texts do that the model will be given; else sequences follow each other
+        from_beginnings: whether training sequences begin where documents do, as the
+            texts do that the model will be given; see prepare.TokenShards
         asked_weight: how often the words that a request asks for count in the loss,
             where the story after it first has them; see pretrain.asked
         guided_steps: steps at the beginning in which three heads are shown where to
@@ -314,10 +314,14 @@ FREE_SETTINGS = {
     *("compile", "initial", "prompts", "log_every", "eval_every", "eval_sequences"),
     *("checkpoint_every", "keep_checkpoints"),
 }
+# What may change, too, as long as all steps made so far would have been the same.
+END = {"max_steps", "decay_steps", "stages"}
 
 
 def require_same_run(facts: dict, now: dict, path: Path) -> None:
     """Raise ValueError if a checkpoint's facts are damaged, or not those of this run.
+
+    The end of a run may move while its learning rate has not begun to fall.
 
     Args:
         facts: of the checkpoint: its "settings", and the "data" that it was trained on.
@@ -326,6 +330,7 @@ def require_same_run(facts: dict, now: dict, path: Path) -> None:
     """
     try:
         before, after = _flat(facts), _flat(now)
+        free = FREE_SETTINGS | (END if _same_steps(before, after, facts) else set())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path / 'facts.json'} is damaged ({error!r}); delete {path} to go on "
@@ -334,7 +339,7 @@ def require_same_run(facts: dict, now: dict, path: Path) -> None:
     differences = [
         f"{key} was {before.get(key)} and is {after.get(key)}"
         for key in {**before, **after}
-        if key not in FREE_SETTINGS and before.get(key) != after.get(key)
+        if key not in free and before.get(key) != after.get(key)
     ]
     if differences:
         raise ValueError(
@@ -348,3 +353,27 @@ def _flat(facts: dict) -> dict:
     settings = dict(facts["settings"])
     model = {f"model.{key}": value for key, value in settings.pop("model").items()}
     return {**settings, **model, "data": facts["data"]}
+
+
+def _same_steps(before: dict, after: dict, facts: dict) -> bool:
+    """Whether the steps that a checkpoint has made belong to both settings."""
+    names = "max_steps batch_size vocabulary learning_rate final_learning_rate"
+    names = f"{names} warmup_steps decay_steps".split()
+    runs = [
+        Settings(
+            *(Path(), Path()),
+            model=ModelSettings(context_length=flat["model.context_length"]),
+            stages=[Stage(**stage) for stage in flat["stages"]],
+            **{name: flat[name] for name in names},
+        )
+        for flat in (before, after)
+    ]
+
+    def made(run: Settings, step: int) -> tuple:
+        number, stage, rest = run.stage(step)
+        shape = stage.context_length, stage.batch_size, stage.vocabulary
+        return learning_rate(run, step), number, rest, *shape
+
+    return facts["step"] < min(run.max_steps for run in runs) and all(
+        made(runs[0], step) == made(runs[1], step) for step in range(facts["step"])
+    )

@@ -405,12 +405,14 @@ def test_windows_follow_each_other_and_stay_in_their_shard(source):
 
 def test_windows_can_begin_where_documents_do(source):
     END = 63
-    first = [1, 2, END, 3, 4, 5, 6, 7, END, 8, 9, 10, END]
-    shards = source(first, [11, 12, 13, 14, 15], [16, 17, END], [], end=END)
+    first = [1, 2, END, 3, 4, 5, 6, 7, 8, 9, 10, END, 11, END, 12, 13, 14, 15]
+    shards = source(first, [16, 17, 18, 19, 20], [21, 22, END], [], end=END)
     assert [shards[i].tolist() for i in range(len(shards))] == [
         [1, 2, END, 3, 4],
-        [3, 4, 5, 6, 7],  # from 8 on there are too few
-        [11, 12, 13, 14, 15],
+        [END, 3, 4, 5, 6],  # every second one shows that a document begins
+        [7, 8, 9, 10, END],  # the same document goes on
+        [END, 11, END, 12, 13],
+        [16, 17, 18, 19, 20],  # another shard; after 12 too few were left
     ]
 
 

@@ -950,6 +950,24 @@ def test_other_settings_are_named_with_both_values(make_settings):
             pretrain(make_settings(**{"max_steps": 6, **changes}))
 
 
+def test_the_end_may_move_until_the_rate_falls(make_settings):
+    def plan(steps, long):
+        stages = [Stage(long, T // 2, 4), Stage(steps - long, T, 2)]
+        return {"max_steps": steps, "decay_steps": 5, "stages": stages}
+
+    whole = make_settings("whole", **plan(20, 14))
+    pretrain(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "train_step", Pretraining.train_step)
+        asked_at(9)()
+        pretrain(make_settings(**plan(40, 30)))
+    for changes in (plan(13, 11), plan(20, 8), {**plan(20, 14), "warmup_steps": 4}):
+        with pytest.raises(ValueError, match="step-00000010 belongs to another run"):
+            pretrain(make_settings(**changes))
+    moved = make_settings(**plan(20, 14))
+    assert pretrain(moved) and losses(moved) == losses(whole)
+
+
 def test_other_data_are_named(make_settings, shards, tmp_path):
     pretrain(make_settings(max_steps=6))
     shutil.copytree(shards, tmp_path / "data")
