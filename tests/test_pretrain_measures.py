@@ -9,7 +9,12 @@ import torch
 
 from pretrain import arms, base, measures
 from pretrain.measures import held_out_texts, main, measure, nats_a_character, tales_of
-from pretrain.prepare import TOKENIZER, open_tokenizer, prepare
+from pretrain.prepare import (
+    TOKENIZER,
+    keep_tokenizer,
+    open_tokenizer,
+    prepare_source,
+)
 from pretrain.village import write_village
 from shared.ch02 import END_OF_TEXT, BPETokenizer
 from shared.ch04 import GPTModel
@@ -24,6 +29,13 @@ CONFIG = {
 }
 
 
+def prepare_here(paths, out, share, tokenizer, without=None):
+    """What `prepare` does, without processes that take seconds to start."""
+    keep_tokenizer(tokenizer, out)
+    for path in paths:
+        prepare_source(path, out, share, without=without)
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """Tales of the village, some held out, in V tokens learned from them."""
@@ -33,8 +45,8 @@ def shards(tmp_path_factory):
     tokenizer.train(train.read_text("utf-8"), V, allowed_special={END_OF_TEXT})
     tokenizer.save(folder / TOKENIZER)
     for path, share in ((train, 0), (held_out, 1)):
-        out = folder / "shards"
-        prepare([path], out, share, workers=1, tokenizer=folder / TOKENIZER)
+        (folder / "shards").mkdir(exist_ok=True)
+        prepare_here([path], folder / "shards", share, folder / TOKENIZER)
     return folder / "shards"
 
 
@@ -112,7 +124,8 @@ def test_one_command_makes_a_base_and_goes_on(tmp_path, monkeypatch, capsys):
             file.write(f"A: This is {name}.\nB: I see.\n{END_OF_TEXT}\n" * 3)
     told = [f"Once there was a fox number {i} named Tom. It ran." for i in range(300)]
     stories.write_text("".join(f"{text}\n{END_OF_TEXT}\n" for text in told))
-    for name, value in {"TALES": 20, "TASKS": 50}.items():
+    here = {"TALES": 20, "TASKS": 50, "prepare": prepare_here}
+    for name, value in here.items():
         monkeypatch.setattr(base, name, value)
     small = {
         **{"model.vocab_size": 300, "model.context_length": 64, "model.emb_dim": 8},
