@@ -31,13 +31,17 @@ CHOOSING, REPORTING = 10_000, 20_000  # the first of their seeds
 LONGEST_TALE = 1_600  # characters, so that any model with a context of 512 can read it
 TEMPERATURE = 0.7  # of the tales that a model tells, for every rung
 LONGEST = 400  # tokens that it may add to a beginning
-BEGINNING = "Once upon a time there was a fox named Zoe. Zoe had a red kite,"
+BEGINNING = (
+    "Once upon a time there was a fox named Zoe, who lived near the mill. "
+    "What Zoe liked best was her red kite."
+)
 STORED = Path(__file__).parents[1] / "experiments" / "records" / "ladder.json"
 
 
-def exam(count: int, first: int = CHOOSING) -> list[Tale]:
+def exam(count: int, first: int = CHOOSING, simple: bool = False) -> list[Tale]:
     """Held-out tales to examine a model on, without the few that are very long."""
-    found = (tell(seed, "held-out") for seed in itertools.count(first))
+    seeds = itertools.count(first)
+    found = (tell(seed, "held-out", simple=simple) for seed in seeds)
     fitting = (tale for tale in found if len(tale.text) <= LONGEST_TALE)
     return list(itertools.islice(fitting, count))
 
@@ -154,13 +158,15 @@ def two_sentences(text: str) -> str:
     return text[: ends[1]] if len(ends) > 1 else text
 
 
-def tales_without_contradiction(model, tokenizer, n: int = 100, seed: int = 0) -> int:
+def tales_without_contradiction(
+    model, tokenizer, n: int = 100, seed: int = 0, simple: bool = False
+) -> int:
     """How many of `n` tales that a model tells are whole and contradict nothing.
 
     It goes on from the first two sentences of held-out tales. They are drawn in one
     batch, with a generator of their own.
     """
-    beginnings = [two_sentences(tale.text) for tale in exam(n, REPORTING)]
+    beginnings = [two_sentences(tale.text) for tale in exam(n, REPORTING, simple)]
     told = continued(model, tokenizer, beginnings, seed=seed)
     return sum(not text.endswith(" ...") and not contradictions(text) for text in told)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from experiments import ladder as program
 from shared import ladder
 from shared.ch02 import BPETokenizer
 from shared.ch04 import GPTModel
@@ -221,3 +222,18 @@ def test_a_model_is_measured_as_it_is_used_and_left_as_it_was(tokenizer, monkeyp
     model = nn.Dropout(0.5)
     assert ladder.measure(model, tokenizer)["nats"] is False
     assert model.training
+
+
+def test_rows_that_were_measured_here_become_the_course_s(
+    measured, monkeypatch, capsys
+):
+    monkeypatch.setenv("LLM_COURSE_DATA", str(measured.parent))
+    ladder.climb("5, yours", None, None)
+    stored = measured.parent / "course.json"
+    monkeypatch.setattr(program, "STORED", stored)
+    monkeypatch.setattr("sys.argv", ["ladder"])
+    program.main()
+    assert not stored.exists() and "5, yours" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["ladder", "--store"])
+    program.main()
+    assert [row["rung"] for row in ladder.read_rows(stored)] == ["5, yours"]
