@@ -1,12 +1,20 @@
 """The drawings and the longer figures of chapter 5."""
 
+import re
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
+from IPython.display import display
 from pandas import DataFrame
 from torch import Tensor
 
 from shared import plots
 from shared.drawings import Drawing
+from shared.svg import MEDIUM, Box, color_of, mix, text_width
+from shared.village import Tale
+
+# The colours of who, what, where and whose.
+KIND_COLORS = {"who": "blue", "what": "orange", "where": "green", "whose": "purple"}
 
 
 def guesses(tokens: Sequence[str], losses: Sequence[float]) -> Drawing:
@@ -73,14 +81,124 @@ def bars(words: Sequence[str], panels: Mapping[str, Tensor]) -> None:
     plots.show(f"Probabilities of {len(words)} words, in panels: {', '.join(highest)}.")
 
 
-def perplexities(table: DataFrame) -> None:
-    """Three models (columns) on three texts (rows)."""
-    ax = table.plot.bar(rot=0, ylabel="perplexity per character", ylim=(0, 22))
-    ax.legend(loc="upper center", ncols=3)
-    for group in ax.containers:
-        ax.bar_label(group, fmt="%.1f", fontsize=8)
-    plots.show(
-        "Bars for three models on three texts. The untrained model is equally bad on "
-        "all. The storyteller is by far the best on its story, and worse than the base "
-        "on the story's end and on new text, where it is as bad as the untrained model."
+def marked(tale: Tale, width: int = 720) -> Drawing:
+    """A tale, in which the words that the text before them decides have a colour."""
+    named = {start: (kind, end) for kind, start, end in tale.marks}
+    lines, x, y = [], 15.0, 56.0
+    for found in re.finditer(r"\n\n|\S+", tale.text):
+        word, start = found[0], found.start()
+        if word == "\n\n":
+            x, y = 15.0, y + 34
+            continue
+        inside = next((n for n in range(start, found.end()) if n in named), None)
+        kind, end = named.get(inside, (None, start))
+        pieces = [(tale.text[start:inside], None), (tale.text[inside:end], kind)]
+        pieces = [*(pieces if kind else []), (tale.text[end : found.end()], None)]
+        wide = text_width(word, MEDIUM) + (8 if kind else 0)
+        if x + wide > width - 15:
+            x, y = 15.0, y + 26
+        for text, kind in pieces:
+            if text:
+                lines.append((x, y, text, kind))
+                x += text_width(text, MEDIUM) + (8 if kind else 0)
+        x += text_width(" ", MEDIUM) + 1
+    d = Drawing(
+        width,
+        int(y) + 25,
+        "A tale of the village. Words that come back, and that the text before them "
+        "decides, have a colour: people, things, places, and whose something is.",
     )
+    place = 15.0
+    for kind, color in KIND_COLORS.items():
+        box = d.tokens(place, 10, [kind], color=color)[0]
+        place = box.right[0] + 8
+    for x, y, text, kind in lines:
+        if kind:
+            fill, color = mix(color_of(KIND_COLORS[kind]), 0.3), KIND_COLORS[kind]
+            box = Box(x, y - 11, text_width(text, MEDIUM) + 8, 22)
+            d._rectangle(box, fill, color_of(color))
+            d._line(x + 4, y, text, MEDIUM, "start", behind=fill)
+        else:
+            d.text(x, y, text, anchor="start")
+    return d
+
+
+class GrowingCurve:
+    """A picture that is drawn again while a model learns: the loss, and the thread."""
+
+    def __init__(self):
+        self.shown = None
+
+    def draw(self, looks: Sequence[Mapping]) -> None:
+        """Draw the looks so far, in the place of the last picture."""
+        curves(looks)
+        alt = (
+            "Two panels against tokens read. Left, the loss falls steeply, then "
+            "slowly. Right, the shares of names, things, places and owners that the "
+            "model names right."
+        )
+        settings = {"metadata": {"image/png": {"alt": alt}}}
+        if self.shown is None:
+            self.shown = display(plt.gcf(), display_id=True, **settings)
+        else:
+            self.shown.update(plt.gcf(), **settings)
+        plt.close()
+
+
+def curves(looks: Sequence[Mapping]) -> list:
+    """The loss (left) and the thread (right) of a run, against tokens read."""
+    _, axes = plots.panels(2, width=4.2, height=3.2)
+    millions = [look["tokens"] / 1e6 for look in looks]
+    axes[0].plot(millions, [look["nats"] for look in looks], color="black")
+    axes[0].set(ylabel="loss (nats per character)", ylim=(0, 1.2))
+    for kind, color in KIND_COLORS.items():
+        shares = [100 * look[kind] for look in looks]
+        axes[1].plot(millions, shares, label=kind, color=color_of(color))
+    axes[1].set(ylabel="named right (%)", ylim=(0, 102))
+    axes[1].legend(loc="upper left")
+    for ax in axes:
+        ax.set(xlabel="million tokens read")
+    return axes
+
+
+def whole_run(record: Mapping) -> None:
+    """A run on simple tales and then on all: the loss, the thread, and free tales."""
+    parts = [(record["first"], "simple"), (record["second"], "all")]
+    before = record["first"][-1]["tokens"]
+    looks, told = [], []
+    for number, (rows, exam) in enumerate(parts):
+        for row in rows:
+            millions = row["tokens"] + number * before
+            looks.append({**row[exam], "tokens": millions})
+            if "tales" in row and row["step"] > 0:
+                told.append((millions / 1e6, row["tales"]))
+    axes = curves(looks)
+    for ax in axes:
+        ax.axvline(before / 1e6, color="grey", linewidth=0.8, linestyle=":")
+    settings = {"color": "black", "linestyle": "--", "marker": "o", "markersize": 3}
+    axes[1].plot(*zip(*told, strict=True), label="free tales", **settings)
+    axes[1].set(ylabel="of 100: right, or free of contradiction")
+    axes[1].legend(loc="lower right", fontsize=8)
+    plots.show(
+        "Two panels against tokens read, for a run on simple tales and, from a dotted "
+        "line on, all of them. Left, the loss: it falls, jumps at the line, and falls "
+        "again. Right, of a hundred: names, things, places and owners named right, and "
+        "free tales without a contradiction. All fall at the line and rise again."
+    )
+
+
+def tried(runs: Sequence[Mapping]) -> DataFrame:
+    """How soon people and things came back, with other settings: a table."""
+    rows = {}
+    for run in runs:
+        last = run["looks"][-1]
+        came = min(last["who"], last["what"]) >= 0.4
+        rows[run["seed"]] = {
+            "tokens (M)": f"{last['tokens'] / 1e6:.2f}" if came else "not by 0.7",
+            "seconds": f"{last['seconds']:.0f}" if came else f"({last['seconds']:.0f})",
+            "tokens a second": f"{run['speed']:,}",
+            "who": f"{last['who']:.0%}",
+            "what": f"{last['what']:.0%}",
+            "whose": f"{last['whose']:.0%}",
+        }
+    return DataFrame.from_dict(rows, orient="index")

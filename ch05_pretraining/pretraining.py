@@ -1,23 +1,26 @@
 """Chapter 5: Pretraining.
 
-You will train chapter 4's GPT on a short story, watch it learn the story by heart, let
-it write, and compare it with a model that has read millions of words.
+You will train chapter 4's GPT on a short story until it knows it by heart, and then
+train a second one, your *storyteller*, which learns to keep track of who is who.
 
 Exported from pretraining.ipynb and pretraining_deeper.ipynb, which explain every line:
 change it there, then run `python -m tools.export`.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import SequenceMatcher
-from itertools import islice
+from itertools import count, islice
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -29,7 +32,11 @@ from ch05_pretraining.guards import (
     check_training,
 )
 from ch05_pretraining.interrupts import hold_interrupts
+from ch05_pretraining.muon import Muon
+from ch05_pretraining.weights import save_checkpoint
+from shared.ch02 import BPETokenizer
 from shared.ch04 import GPTModel, check_prompt, generate_text_simple, next_token_logits
+from shared.precision import mixed_precision
 
 __all__ = [
     "text_to_token_ids",
@@ -40,6 +47,10 @@ __all__ = [
     "generate_and_print_sample",
     "next_token_probabilities",
     "generate",
+    "tale_batches",
+    "STORYTELLER",
+    "new_storyteller",
+    "learn_to_tell",
     "evaluating",
     "in_order",
     "train_model_simple",
@@ -211,6 +222,82 @@ def generate(
             if done.all():
                 break
     return idx
+
+
+def tale_batches(
+    tell: Callable, tokenizer: BPETokenizer, number: int = 0, batch_size: int = 8
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of new tales without end, from this number on: inputs, targets (B, T).
+
+    `tell(seed)` gives a tale. A row is a tale between two end tokens, with 513 of its
+    tokens at most; a target of -100 is not counted.
+    """
+    end, pool_size = tokenizer.special_tokens["<|endoftext|>"], 16 * batch_size
+    for pool in count(number // 16):  # 16 batches at a time, sorted by length
+        told = [tell(pool * pool_size + i).text for i in range(pool_size)]
+        texts = sorted(([end, *tokenizer.encode(x), end][:513] for x in told), key=len)
+        order = random.Random(pool).sample(range(16), 16)
+        for n in order[number % 16 if pool == number // 16 else 0 :]:
+            rows = [torch.tensor(x) for x in texts[n * batch_size :][:batch_size]]
+            rows = pad_sequence(rows, batch_first=True, padding_value=-100)
+            yield rows[:, :-1].clamp(min=0), rows[:, 1:]
+
+
+STORYTELLER = {
+    "vocab_size": 1000,
+    "context_length": 512,
+    "emb_dim": 192,
+    "n_heads": 4,
+    "n_layers": 2,
+    "drop_rate": 0.0,
+    "qkv_bias": False,
+    "tie_weights": True,
+}
+
+
+def new_storyteller(larger: float = 4, **changes) -> GPTModel:
+    """A storyteller of random numbers, with token vectors so much `larger` than usual.
+
+    `changes` are settings other than those in `STORYTELLER`.
+    """
+    model = GPTModel({**STORYTELLER, **changes})
+    with torch.no_grad():
+        model.tok_emb.weight.mul_(larger)
+    return model
+
+
+def learn_to_tell(
+    model: GPTModel,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    optimizer: Muon,
+    progress: dict,
+    look: Callable[[dict], None],
+    path: Path,
+) -> None:
+    """Train up to step `progress["last"]`; look, and save it in `path`, every 50 steps.
+
+    The rate falls to zero over the second half. The stop button saves, too.
+    """
+    device, last = next(model.parameters()).device, progress["last"]
+    try:
+        for inputs, targets in batches:
+            if progress["step"] % 50 == 0 or progress["step"] == last:
+                look(progress)
+                save_checkpoint(path, model, optimizer, progress)
+            if progress["step"] == last:
+                break
+            optimizer.slow_down(min(1, 2 - 2 * progress["step"] / last))
+            optimizer.zero_grad()
+            with mixed_precision(device):
+                loss = calc_loss_batch(inputs, targets, model, device)
+            loss.backward()
+            with hold_interrupts():
+                optimizer.step()
+                progress["step"] += 1
+                progress["tokens"] += (targets != -100).sum().item()
+    except KeyboardInterrupt:  # the stop button
+        save_checkpoint(path, model, optimizer, progress)
+        print(f"stopped after step {progress['step']}")
 
 
 @contextmanager

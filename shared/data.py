@@ -163,6 +163,27 @@ FILES = {
             repository="base/log-8.jsonl",
         ),
         DataFile(
+            name="storyteller/config.json",
+            sha256="3c8a54a39bb530e4886e38f21d24800e311eb2a8d091370cfba3b5e3f2d9273e",
+            size=508,
+            licence="CC0-1.0, trained for this course",
+            repository="storyteller/config.json",
+        ),
+        DataFile(
+            name="storyteller/model.safetensors",
+            sha256="aa54ee6d75dee34d4086bfcdf62cd092b9f7bf3c91c9f8594714c294d6bd7951",
+            size=2363568,
+            licence="CC0-1.0, trained for this course",
+            repository="storyteller/model.safetensors",
+        ),
+        DataFile(
+            name="storyteller/tokenizer.json",
+            sha256="352dc479ddd459f95d1ed33670887c40d39a87559b23b30d8e579d649067a3c7",
+            size=25838,
+            licence="CC0-1.0, trained for this course",
+            repository="storyteller/tokenizer.json",
+        ),
+        DataFile(
             name="instructions",
             sha256="5c4bb61e5e83d2bee893f69e92a9a77bfdb6bfaaaca9882479017a3f57fdb237",
             size=721446,

@@ -9,7 +9,7 @@ import pytest
 from tools.export import ROOT, chapter_notebooks, is_of_course
 
 CHAPTERS = list(dict.fromkeys(path.parent.name for path in chapter_notebooks()))
-PROGRAMS = ("pretrain", "tools", "playground")
+PROGRAMS = ("pretrain", "tools", "playground", "experiments")
 # Programs that compare may look further: chapter 6's tries appendix E's method too, and
 # chapter 7's judge is a model that chapter 8 reads. Chapter 8 finetunes it by appendix
 # E, on chapter 7's splits and scored as there. Chapter 9's looks at what a model of

@@ -258,7 +258,7 @@ WIDGETS = {
         ],
     ),
     "ch05_pretraining/pretraining.ipynb": (
-        ["#| export", "import pandas", "tokenizer = get_tok", "if PRETRAINED =="],
+        ["#| export", "import pandas"],
         [
             press("ArrowRight", 0, times=2),
             press("ArrowLeft", 1, times=2),
