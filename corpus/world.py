@@ -59,17 +59,17 @@ class World:
         return wrong
 
     def _strangers(self, event: Event, slots: dict[str, str]) -> list[str]:
-        fresh = {rule.entity for rule in event.needs if rule.verb in ("new", "idea")}
+        new = {rule.entity for rule in event.needs if rule.verb == "new"}
+        ideas = {rule.entity for rule in event.needs if rule.verb == "idea"}
         wrong = []
         for name, word in slots.items():
             of = CLASSES[name]
             if of not in ("names", "things", "foods", "ingredients", "tools"):
                 continue
-            if name not in fresh and word not in self.known:
+            if name not in new | ideas and word not in self.known:
                 what = word if of == "names" else f"a {word}"
                 wrong.append(f"the story has not told of {what}")
-            is_new = any(r.verb == "new" and r.entity == name for r in event.needs)
-            if is_new and word in self.known and of != "ingredients":
+            if name in new and word in self.known and of != "ingredients":
                 what = "people are called" if of == "names" else "things are called"
                 wrong.append(f"two {what} {word}")
         return wrong

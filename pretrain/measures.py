@@ -24,8 +24,8 @@ from shared import data
 from shared.ch02 import END_OF_TEXT, BPETokenizer
 from shared.ch04 import GPTModel
 from shared.ch05 import build_pretrained, read_gpt2_folder
-from shared.ladder import LONGEST_TALE, examine, tales_without_contradiction
-from shared.village import PARTS, Tale, tell
+from shared.ladder import exam, examine, tales_without_contradiction
+from shared.village import PARTS
 
 CHARACTERS = 800  # of each text: what fits into 256 tokens or not much more
 TEXTS, TALES, TOLD, REPEAT_LENGTH = 32, 100, 100, 64
@@ -72,12 +72,6 @@ def held_out_texts(shards: Path, tokenizer: BPETokenizer) -> dict[str, list[str]
     return texts
 
 
-def tales_of(part: str, count: int) -> list[Tale]:
-    """Tales of a part of the village that nobody trains on."""
-    tales = (tell(FIRST_TALE + i, part) for i in range(2 * count))
-    return [tale for tale in tales if len(tale.text) <= LONGEST_TALE][:count]
-
-
 def measure(
     model: GPTModel,
     tokenizer: BPETokenizer,
@@ -106,7 +100,9 @@ def measure(
         "random tokens twice": {"first": first, "second": second},
     }
     for part in PARTS:
-        found[f"village, {part}"] = examine(model, tokenizer, tales_of(part, tales))
+        found[f"village, {part}"] = examine(
+            model, tokenizer, exam(tales, FIRST_TALE, part=part)
+        )
     if told:
         whole = tales_without_contradiction(model, tokenizer, told)
         found["tales without a contradiction"] = {"of": told, "whole": whole}

@@ -38,10 +38,11 @@ BEGINNING = (
 STORED = Path(__file__).parents[1] / "experiments" / "records" / "ladder.json"
 
 
-def exam(count: int, first: int = CHOOSING, simple: bool = False) -> list[Tale]:
-    """Held-out tales to examine a model on, without the few that are very long."""
-    seeds = itertools.count(first)
-    found = (tell(seed, "held-out", simple=simple) for seed in seeds)
+def exam(
+    count: int, first: int = CHOOSING, simple: bool = False, part: str = "held-out"
+) -> list[Tale]:
+    """Tales to examine a model on, without the few that are very long."""
+    found = (tell(seed, part, simple=simple) for seed in itertools.count(first))
     fitting = (tale for tale in found if len(tale.text) <= LONGEST_TALE)
     return list(itertools.islice(fitting, count))
 

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from pretrain import arms, base, measures
-from pretrain.measures import held_out_texts, main, measure, nats_a_character, tales_of
+from pretrain.measures import (
+    FIRST_TALE,
+    held_out_texts,
+    main,
+    measure,
+    nats_a_character,
+)
 from pretrain.prepare import (
     TOKENIZER,
     keep_tokenizer,
@@ -20,7 +26,7 @@ from shared.ch02 import END_OF_TEXT, BPETokenizer
 from shared.ch04 import GPTModel
 from shared.ch05 import save_gpt2_folder
 from shared.files import copy_file
-from shared.ladder import KINDS
+from shared.ladder import KINDS, exam
 
 V = 1500
 CONFIG = {
@@ -83,8 +89,8 @@ def test_held_out_texts_are_beginnings_of_documents_that_nobody_trains_on(shards
 
 
 def test_tales_fit_into_the_context():
-    assert all(len(tale.text) <= 1600 for tale in tales_of("train", 50))
-    assert len(tales_of("new-names", 50)) == 50
+    assert all(len(tale.text) <= 1600 for tale in exam(50, FIRST_TALE, part="train"))
+    assert len(exam(50, FIRST_TALE, part="new-names")) == 50
 
 
 def test_the_command_measures_each_model(shards, model, tmp_path, capsys, monkeypatch):

@@ -366,7 +366,7 @@ def test_every_plot_s_event_is_told_in_several_ways():
     assert all(len(event.lines) >= 5 for event in plain)
 
 
-def test_people_have_two_kinds_at_most_one_name():
+def test_no_two_people_of_a_story_share_a_name():
     for tale in ALL:
         people = {
             value
