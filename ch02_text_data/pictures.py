@@ -3,6 +3,7 @@
 import torch
 
 from shared.drawings import GREY, SMALL, Box, Drawing
+from shared.svg import color_of, mix
 
 LEFT, RIGHT = 118, 715  # where the columns of a journey begin and end, in pixels
 GAP, EMPTY = 14, 24  # the space between steps, and the height of one still to come
@@ -20,6 +21,7 @@ STEPS = [
     ("the model", "", "chapters 3 and 4", 0, None),
     ("targets", "", "section 2.6", TOKEN, "orange"),
 ]
+VECTORS = ("token vectors", "position vectors", "x")
 
 
 def journey(steps: dict) -> Drawing:
@@ -97,13 +99,24 @@ def _windows(d: Drawing, row: Box, steps: dict, ids: torch.Tensor, color: str) -
 def _vectors(
     d: Drawing, row: Box, steps: dict, vectors: torch.Tensor, color: str
 ) -> None:
-    """A vector for each token of each window, its numbers below one another."""
+    """A vector for each token of each window, its numbers below one another.
+
+    Negative numbers are vermillion, and all vectors of a drawing share one scale.
+    """
     B, T = steps["inputs"].shape
+    drawn = [steps[name] for name in VECTORS if name in steps]
+    largest = max(vector.abs().max().item() for vector in drawn) or 1
+    rows = vectors.detach().reshape(-1, vectors.shape[-1]).tolist()
     for n, column in enumerate(_columns(row, steps)[: B * T]):
-        x, C = column.top[0], vectors.shape[-1]
-        d.matrix(x - CELL / 2, row.y, [[1]] * C, color=color, cell=CELL, show=False)
+        x, numbers = column.top[0], rows[n % len(rows)]  # positions: once for all
+        for i, number in enumerate(numbers):
+            hue = color_of(color if number >= 0 else "vermillion")
+            fill = mix(hue, 0.7 * round(abs(number) / largest, 2))
+            cell = Box(x - CELL / 2, row.y + i * CELL, CELL, CELL)
+            d._rectangle(cell, fill, mix(GREY, 0.5), corner=0, thick=1)
         if vectors.ndim == 2:  # one for each position, the same in all windows
-            d.text(x, row.y + C * CELL + 9, str(n % T), SMALL, color=GREY)
+            y = row.y + len(numbers) * CELL + 9
+            d.text(x, y, str(n % T), SMALL, color=GREY)
 
 
 def _visible(token) -> str:

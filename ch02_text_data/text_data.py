@@ -3,8 +3,8 @@
 Turn a raw text into batches of token ids, and those ids into the vectors that a GPT
 reads.
 
-Exported from text_data.ipynb and text_data_deeper.ipynb, which explain every line:
-change it there, then run `python -m tools.export`.
+Exported from text_data.ipynb, which explains every line: change it there, then run
+`python -m tools.export`.
 """
 
 import functools
@@ -17,6 +17,7 @@ import torch
 from tiktoken_ext.openai_public import r50k_pat_str
 from torch.utils.data import DataLoader, Dataset
 
+from ch02_text_data.bpe_files import BYTE_CHARACTERS
 from ch02_text_data.guards import (
     require_batches,
     require_known_ids,
@@ -34,11 +35,11 @@ __all__ = [
     "END_OF_TEXT",
     "UNKNOWN",
     "SimpleTokenizerV2",
+    "load_gpt2_ranks",
     "END_OF_TEXT_ID",
     "get_tokenizer",
     "GPTDatasetV1",
     "create_dataloader_v1",
-    "load_gpt2_ranks",
 ]
 
 
@@ -101,6 +102,17 @@ class SimpleTokenizerV2(SimpleTokenizerV1):
         return [self.str_to_int.get(token, unknown_id) for token in tokens]
 
 
+def load_gpt2_ranks() -> dict[bytes, int]:
+    """GPT-2's 50,256 ordinary tokens, as bytes, with their ids (Radford et al. 2019).
+
+    Ids 0 to 255 are the single bytes; id 256 + n is the result of merge n, from 0 on.
+    """
+    ids = json.loads(data_path("gpt2-bpe/encoder.json").read_text(encoding="utf-8"))
+    del ids[END_OF_TEXT]
+    byte_of = {character: byte for byte, character in BYTE_CHARACTERS.items()}
+    return {bytes(byte_of[c] for c in token): i for token, i in ids.items()}
+
+
 END_OF_TEXT_ID = 50_256  # in GPT-2's vocabulary: after the ordinary tokens
 
 
@@ -161,17 +173,3 @@ def create_dataloader_v1(
         num_workers=num_workers,
         generator=generator,
     )
-
-
-def load_gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's 50,256 ordinary tokens, as bytes, with their ids (Radford et al. 2019).
-
-    Ids 0 to 255 are the single bytes; id 256 + n is the result of merge n, from 0 on.
-    """
-    ids = json.loads(data_path("gpt2-bpe/encoder.json").read_text(encoding="utf-8"))
-    del ids[END_OF_TEXT]
-    characters = sorted(ids, key=ids.get)[:256]  # one for each byte
-    themselves = [ord(c) for c in characters if ord(c) < 256]
-    others = sorted(set(range(256)) - set(themselves))
-    byte_of = dict(zip(characters, themselves + others, strict=True))
-    return {bytes(byte_of[c] for c in token): i for token, i in ids.items()}

@@ -548,7 +548,11 @@ NOT_CALLED = {
     *("END_OF_TEXT", "END_OF_TEXT_ID", "UNKNOWN", "GPTConfig", "GPT_CONFIG_124M"),
     *("GPT2_CONFIGS", "GPT2_REPOSITORIES", "LABELS", "Verdict"),
     # nothing to give, or a device only
-    *("get_tokenizer", "load_base", "load_base_tokenizer"),
+    *("get_tokenizer", "load_base", "load_base_tokenizer", "load_storyteller"),
+    *("storyteller_folder", "STORYTELLER"),
+    # the storyteller's training, called with the course's own world: test_storyteller
+    *("tale_batches", "learn_to_tell", "new_storyteller", "keep_storyteller"),
+    *("go_on", "Muon"),
     # that draws, writes, or passes the same arguments on
     *("plot_losses", "save_checkpoint", "save_gpt2_folder", "create_spam_loaders"),
     # a part of `finetune`; a part of `generate_answers`
