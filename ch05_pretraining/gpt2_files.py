@@ -83,6 +83,8 @@ def read_gpt2_settings(path: Path) -> dict:
         raise ValueError(f"{path} is damaged ({error}); get or save it again") from None
     for key, value in _FIXED.items():
         wanted = [value]
+        if key == "activation_function":  # the same function by PyTorch's name
+            wanted.append("gelu_pytorch_tanh")
         if key == "n_inner" and type(settings["emb_dim"]) is int:
             wanted.append(4 * settings["emb_dim"])
         if published.get(key, value) not in wanted:

@@ -13,6 +13,7 @@ __all__ = [
     "check_one_text",
     "check_counts",
     "check_batches",
+    "check_counted",
     "check_training",
     "check_sampling",
     "check_not_tensorflow",
@@ -53,10 +54,19 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name} must be 1 or more, not {count}")
 
 
-def check_batches(num_batches: int | None = None, **loaders: Sized) -> None:
+def check_batches(num_batches: int | None = None, **loaders: Iterable) -> None:
     """Refuse loaders that have nothing to give, and to read no batch of them."""
     for name, loader in loaders.items():
-        if len(loader) == 0:
+        try:
+            length = len(loader)
+        except TypeError:  # a stream, as torch's IterableDataset
+            if num_batches is None:
+                raise TypeError(
+                    f"{name} is a stream without a length; say how many of its batches "
+                    "to read: num_batches (in training eval_iter)"
+                ) from None
+            continue
+        if length == 0:
             raise ValueError(
                 f"{name} has no batches: its text is too short for one; use a longer "
                 "text, a smaller max_length or batch_size, or drop_last=False"
@@ -64,16 +74,32 @@ def check_batches(num_batches: int | None = None, **loaders: Sized) -> None:
     check_counts(num_batches=num_batches)
 
 
+def check_counted(tokens: int) -> None:
+    """Refuse data in which no target counts: they have no loss."""
+    if tokens == 0:
+        raise ValueError(
+            "there is no target to measure a loss on: every one is -100, or the loader "
+            "gave no batch"
+        )
+
+
 def check_training(
+    model,
     train_loader: Sized,
-    val_loader: Sized,
+    val_loader: Iterable,
     num_epochs: int,
     eval_freq: int,
     eval_iter: int | None = None,
 ) -> None:
-    """Refuse a run without batches or epochs, or with a look every zero steps."""
-    check_batches(eval_iter, train_loader=train_loader, val_loader=val_loader)
+    """Refuse a run that could learn nothing, or with a look every zero steps."""
     check_counts(num_epochs=num_epochs, eval_freq=eval_freq)
+    check_batches(train_loader=train_loader)  # its length is an epoch
+    check_batches(eval_iter, val_loader=val_loader)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "all weights of the model are frozen, so none could learn; call "
+            "model.requires_grad_(True), and make the optimizer after that"
+        )
 
 
 def check_sampling(

@@ -26,17 +26,20 @@ from tqdm.auto import tqdm
 
 from ch05_pretraining.guards import (
     check_batches,
+    check_counted,
     check_fractions,
     check_one_text,
     check_sampling,
     check_training,
 )
 from ch05_pretraining.interrupts import hold_interrupts
+from ch05_pretraining.loaders import has_own_order, rows_of
 from ch05_pretraining.muon import Muon
 from ch05_pretraining.weights import save_checkpoint
 from shared.ch02 import BPETokenizer
 from shared.ch04 import GPTModel, check_prompt, generate_text_simple, next_token_logits
 from shared.precision import mixed_precision
+from shared.terminal import say
 
 __all__ = [
     "text_to_token_ids",
@@ -65,7 +68,8 @@ def text_to_token_ids(text: str, tokenizer) -> torch.Tensor:
 
     Source: Build a Large Language Model (From Scratch), section 5.1.
     """
-    return torch.tensor([tokenizer.encode(text, allowed_special={"<|endoftext|>"})])
+    ids = tokenizer.encode(text, allowed_special={"<|endoftext|>"})
+    return torch.tensor([ids], dtype=torch.long)
 
 
 def token_ids_to_text(token_ids: torch.Tensor, tokenizer) -> str:
@@ -112,8 +116,11 @@ def calc_loss_loader(
     with evaluating(model):
         for inputs, targets in islice(in_order(data_loader), num_batches):
             tokens = (targets != -100).sum().item()
-            total += calc_loss_batch(inputs, targets, model, device).item() * tokens
+            if tokens:
+                loss = calc_loss_batch(inputs, targets, model, device)
+                total += loss.item() * tokens
             count += tokens
+    check_counted(count)
     return total / count
 
 
@@ -148,7 +155,7 @@ def generate_and_print_sample(
             model, prompt.to(device), 50, model.cfg["context_length"], use_cache=True
         )
     text = " ".join(token_ids_to_text(ids, tokenizer).split())
-    tqdm.write("    " + text)  # as print does, but it leaves a progress bar alone
+    say("    " + text)  # as print does, but it leaves a progress bar alone
 
 
 def next_token_probabilities(
@@ -313,12 +320,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def in_order(loader: DataLoader) -> DataLoader:
-    """A second loader over the same data, unshuffled, which draws no random numbers."""
-    if not isinstance(loader, DataLoader):
+    """A second loader over the same rows, unshuffled, which draws no random numbers."""
+    if has_own_order(loader):
         return loader
     return DataLoader(
-        loader.dataset,
-        loader.batch_size or loader.batch_sampler.batch_size,
+        rows_of(loader),
+        getattr(loader.batch_sampler, "batch_size", None),
         collate_fn=loader.collate_fn,
         generator=torch.Generator(),
     )
@@ -327,7 +334,7 @@ def in_order(loader: DataLoader) -> DataLoader:
 def _look(step: int, tokens_seen: int, *measured) -> tuple[float, float, int]:
     """Both losses and the tokens seen, printed too; `measured` as `evaluate_model`."""
     losses = evaluate_model(*measured)
-    tqdm.write(
+    say(
         f"step {step:5d}, {tokens_seen:9,} tokens: training loss {losses[0]:6.3f}, "
         f"validation loss {losses[1]:6.3f}"
     )
@@ -350,7 +357,9 @@ def train_model_simple(
 
     Returns training and validation losses and tokens seen, every `eval_freq` steps.
     """
-    check_training(train_loader, val_loader, num_epochs, eval_freq, eval_iter)
+    check_training(model, train_loader, val_loader, num_epochs, eval_freq, eval_iter)
+    prompt = text_to_token_ids(start_context, tokenizer)
+    check_prompt(model, prompt, 50, model.cfg["context_length"])
     measured = model, train_loader, val_loader, device, eval_iter
     looks, step, tokens_seen = [], 0, 0
     model.train()
@@ -369,7 +378,7 @@ def train_model_simple(
             generate_and_print_sample(model, tokenizer, device, start_context)
         looks.append(_look(step, tokens_seen, *measured))
     except KeyboardInterrupt:
-        tqdm.write(f"Interrupted after step {step} of {bar.total}.")
+        say(f"Interrupted after step {step} of {bar.total}.")
     bar.close()
     return tuple(map(list, zip(*looks, strict=True))) or ([], [], [])
 

@@ -35,8 +35,7 @@ class TensorFile(Mapping):
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.is_file():
-            folder = "; for a folder use read_gpt2_folder" if self.path.is_dir() else ""
-            raise FileNotFoundError(f"there is no file {self.path}{folder}")
+            raise FileNotFoundError(f"there is no file {self.path}{_hint(self.path)}")
         try:
             with safe_open(self.path, framework="pt") as file:
                 self.metadata = file.metadata() or {}
@@ -54,7 +53,14 @@ class TensorFile(Mapping):
         if name not in self.shapes:
             raise KeyError(name)
         with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(name)
+            try:
+                return file.get_tensor(name)
+            except AttributeError:  # the file has it, and this PyTorch does not
+                kind = file.get_slice(name).get_dtype()
+                raise ValueError(
+                    f"{self.path}: {name} is stored as {kind}, which PyTorch "
+                    f"{torch.__version__} does not know; use a newer one"
+                ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -83,6 +89,18 @@ class TensorFile(Mapping):
             # opened anew: what was read stays in memory as long as the file is mapped
             with safe_open(self.path, framework="pt") as file:
                 yield rows, file.get_slice(name)[rows]
+
+
+def _hint(path: Path) -> str:
+    """What may be meant by a file that is not there."""
+    if path.is_dir():
+        return "; for a folder use read_gpt2_folder"
+    whole = "; load the model in transformers and save it whole: save_pretrained"
+    if path.with_name(f"{path.name}.index.json").exists():
+        return f", but parts of it{whole}(folder, max_shard_size='100GB')"
+    if path.with_name("pytorch_model.bin").exists():
+        return f", but a pickle, which may run code{whole}(folder)"
+    return ""
 
 
 def pieces_of(params: Mapping, name: str) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -124,6 +142,42 @@ def _sha256(record: dict, tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors; those that share memory with an earlier one as copies."""
+    seen, apart = set(), {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
+
+
+def _plain_json(value: object, where: str = "") -> object:
+    """A record as JSON gives it back: numbers of numpy and torch as Python's.
+
+    Raises:
+        TypeError: for what JSON cannot hold, or would change; it names the key.
+    """
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"{where or 'the record'} has the key {key!r}, which a file would "
+                    f"turn into a text; use {str(key)!r}"
+                )
+        return {k: _plain_json(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_json(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if getattr(value, "ndim", None) == 0:  # a number of numpy's or torch's
+        return value.item()
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(
+        f"{where} is a {type(value).__name__}, which a checkpoint cannot hold; it "
+        "takes numbers, texts, lists and dictionaries, and tensors by name in progress"
+    )
+
+
 def write_checkpoint(
     path: str | Path, record: dict, tensors: Mapping[str, torch.Tensor]
 ) -> None:
@@ -134,6 +188,8 @@ def write_checkpoint(
     """
     path = Path(path)
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    tensors = _apart(tensors)
+    record = _plain_json(record)
     record = {**record, "sha256": _sha256(record, tensors)}
     with replacing(path) as temporary:
         try:
@@ -239,6 +295,9 @@ def unpack_optimizer(
     for group, own in zip(saved["groups"], optimizer.param_groups, strict=True):
         # JSON has lists where Python had tuples
         settings = {k: tuple(v) if type(v) is list else v for k, v in group.items()}
+        for key, value in own.items():  # such as a rate that is a tensor
+            if isinstance(value, torch.Tensor) and key in settings:
+                settings[key] = value.new_tensor(settings[key])
         params = [number[name] for name in group["params"]]
         groups.append({**own, **settings, "params": params})
     return {"state": state, "param_groups": groups}

@@ -32,6 +32,7 @@ from ch05_pretraining.guards import (
     check_sizes,
     check_that_builds,
 )
+from ch05_pretraining.plain_models import check_model_kind, check_plain_gpt, unwrapped
 from ch05_pretraining.tensor_files import (
     TensorFile,
     copy_tensor,
@@ -72,6 +73,7 @@ def save_checkpoint(
     `progress` says how far the run has come: numbers, lists and tensors by name. The
     model's `cfg` is stored, too, if it has one.
     """
+    model = unwrapped(model)
     tensors = {f"model.{name}": t for name, t in named_tensors(model).items()}
     record = {"config": getattr(model, "cfg", None)}
     if optimizer is not None:
@@ -95,6 +97,7 @@ def load_checkpoint(
     differ), the optimizer made as when the run began; it gets the saved settings, too.
     If the file is damaged or does not fit, nothing is changed.
     """
+    model = unwrapped(model)
     record, file = read_checkpoint(path)
     ignore = "drop_rate" if optimizer is None else ""
     own_config = getattr(model, "cfg", None)
@@ -218,6 +221,8 @@ def model_from_checkpoint(
     """
     record, file = read_checkpoint(path)
     config = record["config"] or {}
+    if build is GPTModel:
+        check_model_kind(config, file, str(path))
     check_sizes(config, file.shapes, str(path))
     with check_that_builds(str(path)):
         model = build(config)
@@ -238,6 +243,8 @@ def save_gpt2_folder(
 
     Numbers are stored as `dtype`, such as `torch.bfloat16`; by default as they are.
     """
+    gpt = unwrapped(gpt)
+    check_plain_gpt(gpt)
     folder, dtype = Path(folder), dtype or gpt.tok_emb.weight.dtype
     check_floating(dtype)
     own = {name: p.detach() for name, p in gpt.state_dict().items()}

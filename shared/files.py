@@ -25,7 +25,8 @@ def replacing(path: Path) -> Iterator[Path]:
             "to itself, and replacing it would destroy it; name another path"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # a name may have 255 bytes, so the draft of a long one is cut
+    draft = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
     try:
         yield draft
         with open(draft, "r+b") as file:

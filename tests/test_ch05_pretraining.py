@@ -1,7 +1,9 @@
 """Chapter 5: losses, training, sampling."""
 
+import io
 import math
 import signal
+import sys
 import threading
 from collections import Counter
 
@@ -12,7 +14,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import Letters, nudged_gpt, same_weights
-from torch.utils.data import BatchSampler, DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from shared.ch02 import get_tokenizer
 from shared.ch04 import generate_text_simple
@@ -32,6 +41,7 @@ from shared.ch05 import (
     train_model_simple,
     train_val_test_split,
 )
+from shared.terminal import say
 
 V = models.TINY["vocab_size"]
 TINY = {**models.TINY, "context_length": 12, "n_layers": 2, "drop_rate": 0.2}
@@ -162,7 +172,75 @@ def test_second_loader_has_the_same_data_in_order():
     assert in_order(found) is found  # a list has no dice
 
 
+def test_only_the_rows_that_a_loader_gives_are_measured():
+    data = make_loader(6).dataset
+    parts = [
+        DataLoader(data, 2, sampler=SubsetRandomSampler(rows))
+        for rows in ([5, 0, 1], [2, 3, 4])
+    ]
+    model = tiny_model()
+    found = evaluate_model(model, *parts, "cpu", None)
+    rows = [[data[i] for i in (0, 1, 5)], [data[i] for i in (2, 3, 4)]]
+    plain = [calc_loss_loader(DataLoader(part, 3), model, "cpu") for part in rows]
+    assert found == pytest.approx(plain) and found[0] != found[1]
+    by_number = DataLoader(data, sampler=[5, 0, 1])
+    assert calc_loss_loader(by_number, model, "cpu") == pytest.approx(found[0])
+
+
+def test_rows_that_nobody_can_tell_are_refused():
+    data = make_loader(6).dataset
+    loader = DataLoader(data, sampler=WeightedRandomSampler([1.0] * 6, 6))
+    with pytest.raises(TypeError, match="WeightedRandomSampler.*Subset"):
+        calc_loss_loader(loader, tiny_model(), "cpu")
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(make_loader(6).dataset)
+
+
+def test_a_stream_and_batches_of_one_s_own_are_measured():
+    model, data = tiny_model(), make_loader(6).dataset
+    whole = calc_loss_loader(DataLoader(data, 2), model, "cpu")
+    assert calc_loss_loader(DataLoader(Stream(), 2), model, "cpu", 9) == whole
+    with pytest.raises(TypeError, match="data_loader is a stream.*num_batches"):
+        calc_loss_loader(DataLoader(Stream(), 2), model, "cpu")
+    with pytest.raises(TypeError, match="train_loader is a stream"):
+        train_simply(model, train_loader=DataLoader(Stream(), 2))
+    laid_out = DataLoader(data, batch_sampler=[[0, 1], [2, 3], [4, 5]])
+    assert calc_loss_loader(laid_out, model, "cpu") == whole
+    batches = TensorDataset(*(t.view(3, 2, 12) for t in data.tensors))
+    ready = DataLoader(batches, batch_size=None, shuffle=True)
+    assert calc_loss_loader(ready, model, "cpu") == whole
+
+
+def test_a_loss_of_nothing_is_refused():
+    inputs, targets = VAL_LOADER.dataset.tensors
+    none = torch.full_like(targets, -100)
+    with pytest.raises(ValueError, match="every one is -100"):
+        calc_loss_loader([(inputs, none)], tiny_model(), "cpu")
+    some = [(inputs, none), (inputs, targets)]
+    loss = calc_loss_loader(some, tiny_model(), "cpu")
+    assert loss == calc_loss_loader(some[1:], tiny_model(), "cpu")
+
+
 # Training
+
+
+def test_no_training_ends_because_of_a_letter(monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    generate_and_print_sample(tiny_model(), Letters(), "cpu", "a")
+    say("\u0394 gr\u00fcn")
+    narrow.flush()
+    assert narrow.buffer.getvalue().endswith(b"? gr\xfcn\n")
+
+
+def test_what_could_learn_nothing_is_refused_before_the_first_step():
+    with pytest.raises(ValueError, match="requires_grad_"):
+        train_simply(tiny_model().requires_grad_(False), optimizer=object())
+    with pytest.raises(ValueError, match="at least one token"):
+        train_simply(tiny_model(), optimizer=object(), start_context="")
 
 
 def train_simply(model, **more):
@@ -170,11 +248,11 @@ def train_simply(model, **more):
     optimizer = more.pop("optimizer", None) or adamw(model)
     settings = {"num_epochs": 2, "eval_freq": 2, "eval_iter": 1, **more}
     settings = {"train_loader": make_loader(), "val_loader": VAL_LOADER, **settings}
+    settings = {"start_context": "ab", **settings}
     return train_model_simple(
         model,
         optimizer=optimizer,
         device="cpu",
-        start_context="ab",
         tokenizer=LETTERS,
         **settings,
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import huggingface_hub
 import models
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -23,6 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from appendix_e_lora.lora import replace_linear_with_lora
+from appendix_f_speed.writing import packed
 from ch05_pretraining import gpt2_files, tensor_files, weights
 from ch05_pretraining.copying import (
     attention_inputs,
@@ -47,6 +50,8 @@ from shared.ch05 import (
     save_gpt2_folder,
     text_to_token_ids,
 )
+from shared.ch06 import GPTClassifier
+from shared.ch08 import LlamaModel
 
 V = models.TINY["vocab_size"]
 TINY = {**models.TINY, "context_length": 12, "n_layers": 2, "drop_rate": 0.2}
@@ -991,3 +996,168 @@ def test_published_checksums_are_of_known_repositories():
 
 def test_repositories_are_those_of_the_four_sizes():
     assert weights.GPT2_REPOSITORIES.keys() == GPT2_CONFIGS.keys()
+
+
+# Models that a file cannot hold
+
+
+def with_lora():
+    model = tiny_model().requires_grad_(False)
+    replace_linear_with_lora(model, 2, 2)
+    return model
+
+
+def inside_of_a_classifier(**changes):
+    return GPTClassifier(tiny_model(**changes), pad_token_id=0).gpt
+
+
+def with_nan():
+    model = tiny_model()
+    model.trf_blocks[1].ff.layers[0].weight.data[3, 4] = math.nan
+    return model
+
+
+def with_a_head_of_its_own():
+    model = tiny_model(tie_weights=True)
+    model.out_head.weight = nn.Parameter(model.out_head.weight.detach().clone())
+    return model
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (with_lora, "LinearWithLoRA.*merge_lora"),
+        (
+            lambda: packed(tiny_model(), 2),
+            "PackedLinear: save the model that was packed",
+        ),
+        (lambda: GPTClassifier(tiny_model(), pad_token_id=0), "is a GPTClassifier"),
+        (inside_of_a_classifier, "out_head has 2 rows and the vocabulary 61"),
+        (lambda: inside_of_a_classifier(tie_weights=True), "inside of a classifier"),
+        (with_nan, r"1 of the 2,304 numbers in trf_blocks.1.ff.layers.0.weight"),
+        (with_a_head_of_its_own, "tie_weights"),
+        (lambda: nn.Linear(2, 2), "not a Linear"),
+    ],
+)
+def test_what_gpt2s_format_cannot_hold_is_refused_before_writing(
+    make, message, tmp_path
+):
+    model = make()
+    with pytest.raises((TypeError, ValueError), match=message):
+        save_gpt2_folder(model, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_wrappers_are_taken_off(tmp_path):
+    model = tiny_model()
+    wrapped = torch.compile(nn.DataParallel(model), backend="eager")
+    save_gpt2_folder(wrapped, tmp_path)
+    settings, file = read_gpt2_folder(tmp_path)
+    assert torch.equal(file["transformer.wte.weight"], model.tok_emb.weight)
+    path = tmp_path / "model.safetensors"
+    optimizer = torch.optim.AdamW(wrapped.parameters())
+    save_checkpoint(path, wrapped, optimizer, {"step": 3})
+    assert same_weights(model_from_checkpoint(path), model)
+    other = torch.compile(tiny_model(seed=2), backend="eager")
+    settings = torch.optim.AdamW(other.parameters())
+    assert load_checkpoint(path, other, settings) == {"step": 3}
+    assert same_weights(other._orig_mod, model)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (with_lora, "merge_lora"),
+        (lambda: GPTClassifier(tiny_model(), pad_token_id=0), "load_classifier"),
+        (lambda: instructed(tiny_model()), "load_instructed"),
+        (lambda: LlamaModel({**LLAMA}), "build=LlamaModel"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_of_model_says_what_reads_it(
+    make, message, tmp_path
+):
+    path = tmp_path / "file.safetensors"
+    save_checkpoint(path, make())
+    with pytest.raises(ValueError, match=f"holds no plain GPTModel.*{message}"):
+        model_from_checkpoint(path)
+
+
+LLAMA = {
+    "vocab_size": 61,
+    "context_length": 16,
+    "emb_dim": 24,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "n_layers": 1,
+    "hidden_dim": 32,
+    "rope_base": 10_000.0,
+    "norm_eps": 1e-5,
+}
+
+
+def instructed(model):
+    model.cfg = {**model.cfg, "prompt_style": "chat"}
+    return model
+
+
+def test_progress_keeps_its_values_or_is_refused_by_name(tmp_path):
+    model, path = tiny_model(), tmp_path / "file.safetensors"
+    shared = torch.arange(4.0)
+    progress = {
+        "best": np.float32(0.5),
+        "seen": np.int64(7),
+        "rate": torch.tensor(0.25),
+        "losses": [np.float64(1.5), (2, 3)],
+        "one": shared,
+        "other": shared,
+        "end": shared[2:],
+    }
+    save_checkpoint(path, model, progress=progress)
+    found = load_checkpoint(path, model)
+    assert found["best"] == 0.5 and found["seen"] == 7 and found["rate"] == 0.25
+    assert found["losses"] == [1.5, [2, 3]] and type(found["seen"]) is int
+    assert torch.equal(found["one"], shared) and torch.equal(found["other"], shared)
+    assert found["end"].tolist() == [2.0, 3.0]
+    for wrong, message in (
+        ({"scores": {1: 0.5}}, r"\['progress'\]\['scores'\] has the key 1"),
+        ({"when": {"now": object()}}, r"\['now'\] is a object"),
+        ({"rows": np.ones(3)}, r"\['rows'\] is a ndarray"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            save_checkpoint(path, model, progress=wrong)
+    assert load_checkpoint(path, model)["seen"] == 7  # the older one is still there
+
+
+def test_a_rate_that_is_a_tensor_stays_one(tmp_path):
+    model, path = tiny_model(), tmp_path / "file.safetensors"
+    rate = torch.tensor(0.125)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    save_checkpoint(path, model, optimizer)
+    fresh = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.5))
+    load_checkpoint(path, model, fresh)
+    assert torch.equal(fresh.param_groups[0]["lr"], rate)
+
+
+def test_a_name_as_long_as_a_system_allows(tmp_path):
+    path = tmp_path / ("n" * 243 + ".safetensors")
+    save_checkpoint(path, tiny_model())
+    assert model_from_checkpoint(path).cfg["emb_dim"] == 24
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "pytorch_model.bin"])
+def test_weights_in_parts_or_in_a_pickle_say_how_to_go_on(name, tmp_path):
+    save_gpt2_folder(tiny_model(), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="but .*save_pretrained"):
+        read_gpt2_folder(tmp_path)
+
+
+def test_the_same_function_by_another_name(tmp_path):
+    save_gpt2_folder(tiny_model(), tmp_path)
+    path = tmp_path / "config.json"
+    text = path.read_text().replace("gelu_new", "gelu_pytorch_tanh")
+    path.write_text(text)
+    assert read_gpt2_folder(tmp_path)[0]["emb_dim"] == 24
+    path.write_text(text.replace("gelu_pytorch_tanh", "gelu"))
+    with pytest.raises(ValueError, match="gelu"):
+        read_gpt2_folder(tmp_path)
