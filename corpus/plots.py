@@ -37,6 +37,7 @@ def lost(s, x, y, t):
     s("lay", x=x, t=t, s=side, o=spot, p=p)
     s("go_on", x=x, p=q)
     s("miss", x=x, t=t)
+    s("searches", x=x, t=t)
     s.para()
     s.meets(x, y)
     s("saw", y=y, t=t, s=side, o=spot, p=p)
@@ -46,10 +47,10 @@ def lost(s, x, y, t):
 
 @plot("a {k} swaps a {t} for something else")
 def swap(s, x, y, t):
-    s.get(x, t)
+    s.get(x, t, "had_long")
     u = s.thing()
     s("want", x=x, u=u)
-    s("go", x=x, p=s.places(1)[0])
+    s("takes_along", x=x, t=t, p=s.places(1)[0])
     s.meets(x, y)
     s("carry", x=y, t=u, a=s.look(u))
     s.para()

@@ -133,12 +133,12 @@ class Teller:
     def knows(self, person: Person) -> bool:
         return person in self.known
 
-    def get(self, x: Person, t: str):
+    def get(self, x: Person, t: str, event: str = "have"):
         """x has t: told now, or recalled."""
         if self.has.get(t) == x:
             self("still_has", x=x, t=t)
         else:
-            self("have", x=x, t=t, a=self.look(t))
+            self(event, x=x, t=t, a=self.look(t))
 
     def friend(self, x: Person, y: Person):
         if not self.knows(y):
@@ -197,7 +197,7 @@ class Teller:
         self.people = [x, y]
         (self.home,) = self.places(1)
         self("begin", x=x, k=x.kind, p=self.home)
-        trait = self.one_of(TRAITS) if self.chance(0.4) else ""
+        trait = self.one_of(TRAITS) if self.chance(0.35) else ""
         if trait:
             self(f"trait_{trait}", x=x)
         if self.chance(0.25):
@@ -208,7 +208,7 @@ class Teller:
         if not plot and not self.simple and self.chance(0.3):
             self.para()
             plots.append(self.second(x, y, name))
-        if trait and self.chance(0.6):
+        if trait:  # what was told of somebody comes back
             self(f"echo_{trait}", x=x)
         elif self.ending:
             ending, slots = self.ending

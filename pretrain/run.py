@@ -111,6 +111,8 @@ class Pretraining:
             self.precision = decision[0]
         torch.manual_seed(settings.seed)
         self.gpt = GPTModel(asdict(settings.model))
+        with torch.no_grad():
+            self.gpt.tok_emb.weight.mul_(settings.token_vectors)
         if settings.initial is not None:
             self._start_from(settings.initial)
         self.parameters = sum(p.numel() for p in self.gpt.parameters())

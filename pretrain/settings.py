@@ -67,6 +67,7 @@ class Settings:
         model: the model
         repeats: how often an epoch reads each source; once if it is not named here
         seed: decides the first weights, the order of the data, and dropout
+        token_vectors: how much larger than usual the random token vectors are at first
         initial: folder of a model to begin with, instead of random weights
         stages: parts of the run whose steps have different shapes; by default one, of
             model.context_length, batch_size and vocabulary
@@ -117,6 +118,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     repeats: dict[str, float] = field(default_factory=dict)
     seed: int = 123
+    token_vectors: float = 1.0
     initial: Path | None = None
     stages: list[Stage] = field(default_factory=list)
     batch_size: int = 2
@@ -231,7 +233,7 @@ AT_LEAST = {
 }
 ABOVE_ZERO = (
     "learning_rate matrix_learning_rate max_grad_norm mean_half_life square_half_life "
-    "average_half_life asked_weight"
+    "average_half_life asked_weight token_vectors"
 )
 
 

@@ -24,7 +24,7 @@ ALL = [tale for part in PARTS for tale in SAMPLE[part]]
 
 
 # Models have been trained on these texts: whoever changes a sentence trains them again.
-DIGEST = "d66cba36115cdf5d42e04e32462ef034ccc7d5c94ec624c02847c65642e2aee7"
+DIGEST = "0c1a588450e25b0a1aabf9459bf092baf096b677003f18470835b77fa7404a2c"
 
 
 def test_a_seed_tells_the_same_story_on_every_python():
