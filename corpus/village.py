@@ -151,6 +151,7 @@ class Teller:
             self("meet", x=x, y=y, k=y.kind)
 
     def visits(self, x: Person, y: Person, p: str):
+        p = self.home if y is self.people[0] else p
         if self.knows(y):
             self("visit_again", x=x, y=y, p=p)
         else:
@@ -179,7 +180,7 @@ class Teller:
         """A plot and its main thing, which x has already if that is possible."""
         while True:
             name = self.one_of(plots)
-            again = name in GETS and mine and self.chance(0.7)
+            again = name in GETS and mine and self.chance(0.9)
             main = self.one_of(mine if again else self.words[PLOTS[name].takes])
             fresh = again or main not in self.used
             if fresh and self.belongs(f"{name} {x.kind} {main}"):
@@ -205,7 +206,7 @@ class Teller:
         self.ends(x, y)
         PLOTS[name].tell(self, x, y, main)
         plots = [(name, main, x)]
-        if not plot and not self.simple and self.chance(0.3):
+        if not plot and not self.simple and self.chance(0.25):
             self.para()
             plots.append(self.second(x, y, name))
         if trait:  # what was told of somebody comes back
@@ -225,6 +226,8 @@ class Teller:
         mine = [t for t in self.words["things"] if owners.get(t) == x.name]
         self.has.update(dict.fromkeys(mine, x))
         others = [plot for plot in ORDER if plot != before]
+        if mine and self.chance(0.6):
+            others = [plot for plot in others if plot in GETS]
         name, main = self.draw_plot(x, mine, others)
         PLOTS[name].tell(self, x, y, main)
         return name, main, x

@@ -24,7 +24,7 @@ ALL = [tale for part in PARTS for tale in SAMPLE[part]]
 
 
 # Models have been trained on these texts: whoever changes a sentence trains them again.
-DIGEST = "0c1a588450e25b0a1aabf9459bf092baf096b677003f18470835b77fa7404a2c"
+DIGEST = "139ee2b3890a6377f8ba1e8e0f352438450a8f7a4b87bceab7d59b75d6b59dba"
 
 
 def test_a_seed_tells_the_same_story_on_every_python():
