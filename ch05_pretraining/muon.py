@@ -47,18 +47,18 @@ class Muon(torch.optim.AdamW):
                 state.update(step=torch.tensor(0.0), mean=torch.zeros_like(p))
             state["mean"].lerp_(p.grad, 0.05)
             ahead = p.grad.lerp(state["mean"], 0.95)
-            p.sub_(group["lr"] * max(p.shape) ** 0.5 * orthogonal(ahead))
+            ahead = ahead.bfloat16() if has_fast_bfloat16(p.device) else ahead
+            turned = orthogonal(ahead).to(p.dtype)
+            p.sub_(group["lr"] * max(p.shape) ** 0.5 * turned)
             p.grad = None  # so AdamW leaves it alone
         super().step()
 
 
-def orthogonal(gradient: torch.Tensor) -> torch.Tensor:
+def orthogonal(G: torch.Tensor) -> torch.Tensor:
     """The matrix with all its singular values near 1, by five Newton-Schulz rounds."""
-    X = gradient.bfloat16() if has_fast_bfloat16(gradient.device) else gradient
-    X = X / (X.norm() + 1e-7)
-    X = X.T if X.shape[0] > X.shape[1] else X
+    X = G / (G.norm() + 1e-7)
+    X = X.T if G.shape[0] > G.shape[1] else X
     for _ in range(5):
         A = X @ X.T
         X = 3.4445 * X + (2.0315 * A @ A - 4.7750 * A) @ X
-    X = X.T if gradient.shape[0] > gradient.shape[1] else X
-    return X.to(gradient.dtype)
+    return X.T if G.shape[0] > G.shape[1] else X

@@ -39,7 +39,8 @@ from shared.village import Tale, tales, tell
 ROOT = Path(__file__).parents[1]
 RECORDS = Path(__file__).with_name("records")
 SEED = 123
-FIRST_STEPS, STEPS = 800, 2400  # on simple tales, as in chapter 5; and on all of them
+FIRST_STEPS, STEPS = 800, 4800  # on simple tales, as in chapter 5; and on all of them
+LOOK, TELL = 200, 800  # steps from look to look in the second part, and between tales
 SIMPLE = 0.3  # the share of simple tales in the second part
 
 
@@ -77,10 +78,12 @@ def part_of_run(name: str, before: tuple | None, last: int, simple: float) -> tu
     exams = {"all": ladder.exam(60), "simple": ladder.exam(60, simple=True)}
 
     def look(progress: dict) -> None:
+        if simple < 1 and progress["step"] % LOOK:
+            return
         rows = {key: ladder.examine(model, tokenizer, exams[key]) for key in exams}
         row = {"step": progress["step"], "tokens": progress["tokens"]}
         row |= {key: rounded(marks) for key, marks in rows.items()}
-        if progress["step"] % 400 == 0:
+        if progress["step"] % (FIRST_STEPS if simple == 1 else TELL) == 0:
             only = simple == 1
             row["tales"] = ladder.tales_without_contradiction(
                 model, tokenizer, simple=only

@@ -5,7 +5,7 @@
 An arm is `configs/base.yaml` with some settings changed. It trains for so many seconds
 of a processor, with a whole schedule in that time, and is judged by `measures`. What
 comes out is added to `arms.json`. `python -m pretrain.base --only-shards` makes the
-shards, with `--model.vocab_size 8192` those of the arm with 8,192 tokens.
+shards, with `--model.vocab_size 4096` those of the arm with 4,096 tokens.
 """
 
 import argparse
@@ -27,7 +27,8 @@ TRIED, WARM_UP = 6, 2  # steps that show how long one takes, and those not count
 ARMS = {  # what each changes
     "reference": "",
     "rows begin anywhere": "--from_beginnings false",
-    "8,192 tokens": "--shards {folder}-8192 --model.vocab_size 8192",
+    "usual token vectors": "--token_vectors 1",
+    "4,096 tokens": "--shards {folder}-4096 --model.vocab_size 4096",
     "AdamW": "--matrix_learning_rate null --learning_rate 3e-3",
     "eight blocks": "--model.n_layers 8",
     "192 wide, 8 blocks": "--model.emb_dim 192 --model.n_heads 3 --model.n_layers 8",
@@ -41,7 +42,7 @@ ARMS = {  # what each changes
 def settings_of(arm: str, seed: int, folder: Path, steps: int = TRIED) -> Settings:
     """The settings of an arm, with a schedule of so many steps."""
     decay, warmup = max(1, round(0.4 * steps)), min(50, max(1, steps // 10))
-    given = "--shards {folder}-4096 --model.vocab_size 4096 --batch_size 4 --prompts []"
+    given = "--shards {folder}-8192 --batch_size 4 --prompts []"
     given += f" --seed {seed} --max_steps {steps} --warmup_steps {warmup}"
     given += f" --decay_steps {decay} {ARMS[arm]}"
     config = ["--config", str(HERE / "configs" / "base.yaml")]

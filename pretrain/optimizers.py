@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ch05_pretraining.muon import orthogonal
 from pretrain.settings import Settings, learning_rate
 from shared.ch04 import GPTModel
 
@@ -39,17 +40,6 @@ class Muon(torch.optim.Optimizer):
                 moved = orthogonal(moved.to(self.dtype)).to(p.dtype)
                 length = 0.2 * math.sqrt(max(p.shape))
                 p.mul_(1 - rate * decay).add_(moved, alpha=-rate * length)
-
-
-def orthogonal(G: torch.Tensor) -> torch.Tensor:
-    """The matrix with all its singular values near 1, by five Newton-Schulz steps."""
-    X = G / G.norm().clamp(min=1e-7)
-    X = X.T if G.shape[0] > G.shape[1] else X
-    for _ in range(5):
-        A = X @ X.T
-        A = torch.addmm(A, A, A, beta=-4.7750, alpha=2.0315)
-        X = torch.addmm(X, A, X, beta=3.4445)
-    return X.T if G.shape[0] > G.shape[1] else X
 
 
 class Optimizers:

@@ -6,7 +6,8 @@
 There are as many stories as one likes, and no text of anybody else is needed. One of
 five tells each event in always the same way: from such tales a model learns sooner that
 it can look back. Half of all (`--asked`) follow a line that asks for them, as in
-`pretrain.stories`. Stories with combinations that training never sees go into `held-out-village.txt`.
+`pretrain.stories`. Stories with combinations that training never sees go into
+`held-out-village.txt`.
 """
 
 import argparse

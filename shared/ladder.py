@@ -100,20 +100,6 @@ def examine(model, tokenizer, tales: Sequence[Tale], batch_size: int = 20) -> di
     return {"nats": nats / sum(len(tale.text) for tale in tales), **shares}
 
 
-def nats_per_character(model, tokenizer, tales: Sequence[Tale]) -> float:
-    """The cross-entropy of tales with their ends, divided by their characters."""
-    return examine(model, tokenizer, tales)["nats"]
-
-
-def thread(model, tokenizer, tales: Sequence[Tale]) -> dict[str, float]:
-    """Who, what, where and whose: the share of words coming back that are named right.
-
-    A word counts as right if its first token is the likeliest after the text before it.
-    """
-    row = examine(model, tokenizer, tales)
-    return {kind: row[kind] for kind in KINDS}
-
-
 @torch.no_grad()
 def continued(
     model,

@@ -64,10 +64,10 @@ def test_a_name_that_is_wrong_everywhere_costs_its_share_of_who(tokenizer):
     name = next(tale.text[a:b] for kind, a, b in tale.marks if kind == "who")
     first = tokenizer.encode(f" {name}")[0]
     wrong = Oracle(tokenizer, [tale.text], {first: 65})
-    row = ladder.thread(wrong, tokenizer, [tale])
+    row = ladder.examine(wrong, tokenizer, [tale])
     named = [tale.text[a:b] == name for kind, a, b in tale.marks if kind == "who"]
     assert row["who"] == pytest.approx(1 - sum(named) / len(named))
-    assert row["what"] == ladder.thread(wrong, tokenizer, [tale])["what"]
+    assert row["what"] == ladder.examine(wrong, tokenizer, [tale])["what"]
 
 
 def test_an_even_guess_costs_ln_v_a_token(tokenizer, gpt):
@@ -78,7 +78,7 @@ def test_an_even_guess_costs_ln_v_a_token(tokenizer, gpt):
     some = ladder.exam(7)
     tokens = sum(len(tokenizer.encode(x.text)) + 1 for x in some)
     characters = sum(len(x.text) for x in some)
-    measured = ladder.nats_per_character(Even(tokenizer, [""]), tokenizer, some)
+    measured = ladder.examine(Even(tokenizer, [""]), tokenizer, some)["nats"]
     assert measured == pytest.approx(tokens * math.log(tokenizer.n_vocab) / characters)
 
 

@@ -606,6 +606,15 @@ def test_the_steps_are_those_of_a_plain_loop(make_settings):
     require_close(open_run(settings).gpt.state_dict(), gpt.state_dict(), 1e-5)
 
 
+def test_only_token_vectors_begin_larger(make_settings):
+    usual, larger = (
+        command.Pretraining(make_settings(f"x{times}", token_vectors=times), ALONE).gpt
+        for times in (1.0, 4.0)
+    )
+    for (name, p), q in zip(usual.named_parameters(), larger.parameters(), strict=True):
+        assert torch.equal(p * (4 if name == "tok_emb.weight" else 1), q)
+
+
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_matrices_decay_but_biases_and_norms_do_not(make_settings, tie_weights):
     settings = make_settings(weight_decay=0.3, model={"tie_weights": tie_weights})
