@@ -15,22 +15,18 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from appendix_a_pytorch.guards import (
-    check_batches,
-    check_logarithm,
-    check_number,
-    check_points,
-    check_power,
-)
+from appendix_a_pytorch.guards import check_batches, check_number, check_points
+from appendix_a_pytorch.operators import Operators
 
 __all__ = [
     "Value",
+    "ancestors",
     "Rings",
     "fit",
 ]
 
 
-class Value:
+class Value(Operators):
     """A number that remembers what it was made of, and finds its slopes backward.
 
     `parents` are pairs (value, slope): what this number was made of, and how fast it
@@ -50,28 +46,14 @@ class Value:
         other = other if isinstance(other, Value) else Value(other)
         return Value(self.data * other.data, ((self, other.data), (other, self.data)))
 
-    def __pow__(self, n):
-        check_power(self.data, n)
-        return Value(self.data**n, ((self, n * self.data ** (n - 1) if n else 0.0),))
-
     def tanh(self) -> "Value":
         """The hyperbolic tangent, between -1 and 1."""
         t = math.tanh(self.data)
         return Value(t, ((self, 1 - t**2),))
 
-    def ancestors(self) -> list["Value"]:
-        """This value and all that it was made of, the deepest first."""
-        found, waiting = {self: None}, [self]  # a dict, because it keeps its order
-        while waiting:
-            for value, _ in waiting.pop().parents:
-                if value not in found:
-                    found[value] = None
-                    waiting.append(value)
-        return sorted(found, key=lambda value: -value.depth)
-
     def backward(self) -> None:
         """Add to the `grad` of each ancestor how fast this value grows with it."""
-        order = self.ancestors()
+        order = ancestors(self)
         for value in order:
             if value.parents:
                 value.grad = 0.0  # only inputs keep what earlier calls left there
@@ -80,36 +62,16 @@ class Value:
             for parent, slope in value.parents:
                 parent.grad += slope * value.grad  # eq. A.2
 
-    def exp(self) -> "Value":
-        """e to the power of this value."""
-        e = math.exp(self.data)
-        return Value(e, ((self, e),))
 
-    def log(self) -> "Value":
-        """The natural logarithm; ValueError for 0 and below."""
-        check_logarithm(self.data)
-        return Value(math.log(self.data), ((self, 1 / self.data),))
-
-    def __neg__(self):
-        return self * -1
-
-    def __sub__(self, other):
-        return self + -other
-
-    def __rsub__(self, other):
-        return -self + other
-
-    def __truediv__(self, other):
-        return self * other**-1
-
-    def __rtruediv__(self, other):
-        return self**-1 * other
-
-    def __radd__(self, other):
-        return self + other
-
-    def __rmul__(self, other):
-        return self * other
+def ancestors(last: "Value") -> list["Value"]:
+    """A value and all that it was made of, the deepest first."""
+    found, waiting = {last: None}, [last]  # a dict, because it keeps its order
+    while waiting:
+        for value, _ in waiting.pop().parents:
+            if value not in found:
+                found[value] = None
+                waiting.append(value)
+    return sorted(found, key=lambda value: -value.depth)
 
 
 class Rings(Dataset):

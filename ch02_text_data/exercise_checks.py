@@ -1,13 +1,16 @@
 """Checks for the exercises of chapter 2: each says what is wrong, and hints at why."""
 
 import random
+import zlib
+from collections import Counter
 from collections.abc import Callable
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import torch
 import torch.nn.functional as F
 
-from ch02_text_data.bpe import count_words, learn_merges, merge_by_rank, token_bytes
+from ch02_text_data.bpe import count_words, token_bytes
+from ch02_text_data.bpe_fast import learn_merges, merge_by_rank
 from shared.ch02 import get_tokenizer, split_text
 from shared.data import load_text
 from shared.exercises import checked, number, one_of, tensor
@@ -44,31 +47,40 @@ def lossless_split(split: Callable[[str], list[str]]) -> None:
     print("Right: nothing is lost, and the words are those of split_text.")
 
 
-@checked("2.2", wants="one whole number")
-def count_windows(count: Callable[[int, int, int], int]) -> None:
-    """As many windows as a loop finds, for any sizes."""
+@checked("2.2", wants="a list of whole numbers, one for each token")
+def context_sizes(sizes_of: Callable[[int, int, int], list[int]]) -> None:
+    """For each token the most context that a window gives it, for any sizes."""
     generator = random.Random(2)
-    cases = [(14, 4, 1), (14, 4, 2), (14, 4, 4), (5, 4, 1), (4, 4, 1), (0, 4, 3)]
+    cases = [(9, 4, 4), (9, 4, 2), (14, 4, 1), (10, 4, 4), (5, 4, 1), (4, 4, 1)]
+    cases += [(12, 2, 5), (0, 4, 3)]
     cases += [
-        (generator.randrange(60), generator.randint(1, 12), generator.randint(1, 15))
-        for _ in range(300)
+        (generator.randrange(40), generator.randint(1, 9), generator.randint(1, 12))
+        for _ in range(200)
     ]
     for n, max_length, stride in cases:
-        wanted = sum(start + max_length < n for start in range(0, n, stride))
-        found = number(count(n, max_length, stride))
-        if wanted == 0:
-            hint = "a text without room for a window and its target has none"
-        elif found % 1:
-            hint = "windows come whole: divide with `//`"
-        elif found > wanted:
-            hint = "the last target lies one token beyond its window"
-        else:
-            hint = "the first window needs no stride, only the further ones do"
-        assert found == wanted, (
-            f"{n} tokens, max_length {max_length}, stride {stride}: you say {found}, "
-            f"a loop finds {wanted}; {hint}"
+        starts = range(0, n - max_length, stride)
+        found = list(map(number, sizes_of(n, max_length, stride)))
+        sizes = f"{n} tokens, max_length {max_length}, stride {stride}"
+        assert len(found) == n, (
+            f"{sizes}: you return {len(found)} numbers; one for each token is wanted, "
+            "0 where it is never an answer"
         )
-    print(f"Right: the same as a loop in all {len(cases)} cases.")
+        for t, size in enumerate(found):
+            windows = [start for start in starts if start < t <= start + max_length]
+            seen = [t - start for start in windows]
+            told = f"is the answer in the windows that begin at {windows}, after {seen}"
+            if not windows:
+                told = "is the answer in no window"
+                told += "; nothing stands before it" if t == 0 else ""
+            assert size == max(seen, default=0), (
+                f"{sizes}: you say {size} for token {t}, but it {told}"
+            )
+    n, T = len(get_tokenizer().encode(load_text("short-story"))), 256
+    for stride in (T, T // 2, 1):
+        sizes = sizes_of(n, T, stride)
+        mean = sum(sizes) / n
+        print(f"the story, stride {stride:3}: {mean:.0f} tokens of context on average")
+    print(f"Right: the windows show as much in all {len(cases)} cases.")
 
 
 @checked("2.3", wants="one whole number")
@@ -151,39 +163,56 @@ def embedding_gradient(gradient: Callable) -> None:
 
 
 @checked("2.6", wants="a list of ids", keeps=True)
-def merge_most_frequent(merge: Callable[[list[int], int], list[int]]) -> None:
-    """One step, its edge cases, and a published worked example."""
-    cases = [
-        ([7, 8, 9, 7, 8], [256, 9, 256], "the pair (7, 8) occurs twice, others once"),
-        (
-            [5, 5, 5, 5, 5],
-            [256, 256, 5],
-            "after a match, go on after the pair, so that no token is used twice",
-        ),
-        (
-            [9, 8, 1, 2],
-            [9, 8, 256],
-            "all pairs occur once, and (1, 2) has the smallest left id",
-        ),
-        (
-            [1, 3, 1, 2],
-            [1, 3, 256],
-            "(1, 3) and (1, 2) both begin with 1, and then 2 is smaller than 3",
-        ),
-        ([], [], "a text of fewer than two ids has no pair, and stays as it is"),
-        ([3], [3], "a text of fewer than two ids has no pair, and stays as it is"),
-    ]
-    for ids, wanted, hint in cases:
-        merge.hint = hint
-        result = list(merge(ids, 256))
-        assert result == wanted, f"{ids} should become {wanted}, not {result}; {hint}"
-    ids = list(b"aaabdaaabac")
-    for new_id in (256, 257, 258):
-        ids = list(merge(ids, new_id))
-    assert ids == [258, ord("d"), 258, ord("a"), ord("c")], (
-        f"'aaabdaaabac' should be [258, 100, 258, 97, 99] after three merges, not {ids}"
+def write(writer: Callable) -> None:
+    """Every step must stand in the text, and chance must matter; the rest is free."""
+    tiny = [1, 2, 1, 3, 1, 2, 4]
+    follows = set(pairwise(tiny))
+    seen = set()
+    for seed in range(40):
+        writer.hint = "4 is followed by nothing there; go on with any id of the text"
+        found = list(writer(tiny, [2, 1], 6, random.Random(seed)))
+        assert len(found) == 6, (
+            f"6 new ids are wanted, without the start; you return {len(found)}"
+        )
+        for pair in pairwise([1, *found]):
+            anywhere = pair[0] == 4 and pair[1] in tiny
+            assert pair in follows or anywhere, (
+                f"in {tiny} no {pair[0]} is followed by {pair[1]!r}, but you wrote "
+                f"{found} after [2, 1]"
+            )
+        again = list(writer(tiny, [2, 1], 6, random.Random(seed)))
+        assert again == found, (
+            "draw with `chance` alone, so that a text can be repeated"
+        )
+        seen.add(tuple(found))
+    assert len(seen) > 3, (
+        f"40 seeds gave {len(seen)} different texts; draw among all that has followed"
     )
-    print("Right: 'aaabdaaabac' became XdXac, as in the published example.")
+    writer.hint = ""
+    tokenizer = get_tokenizer()
+    ids = tokenizer.encode(load_text("short-story"))
+    start = tokenizer.encode("The box")
+    written = list(writer(ids, start, 80, random.Random(1)))
+    steps = set(pairwise(ids))
+    strange = [p for p in pairwise([start[-1], *written]) if p not in steps]
+    assert len(written) == 80 and not strange, (
+        f"of the story you wrote {len(written)} tokens instead of 80, and "
+        f"{len(strange)} of the steps are not in it"
+    )
+    print(tokenizer.decode(start + written))
+    copied = longest_copy(written, ids)
+    print(f"the longest stretch that stands in the story: {copied} of 80 tokens")
+    print("Right: each step stands in the story. How good is the text?")
+
+
+def longest_copy(written: list[int], ids: list[int]) -> int:
+    """The length of the longest run of `written` that stands in `ids`, too."""
+    longest, before = 0, {}  # by where a run ends in ids: its length
+    for token in written:
+        ends = (i for i, other in enumerate(ids) if other == token)
+        before = {i: before.get(i - 1, 0) + 1 for i in ends}
+        longest = max(longest, *before.values(), 0)
+    return longest
 
 
 @checked("2.7", wants="the names of the texts in a list")
@@ -282,17 +311,20 @@ def drop_merges(encode: Callable[..., list[int]]) -> None:
         f"one possible merge and p = 0.3: it was done in {share / 2000:.0%} of 2,000 "
         "tries, where 70% are expected"
     )
-    long, seen, chance = words[0], set(), random.Random(3)
+    long, seen, chance = words[0], Counter(), random.Random(3)
     for _ in range(200):
         found = list(encode(long, merges, 0.5, chance))
         joined = b"".join(vocab[i] for i in found)
         assert joined == bytes(long), f"{bytes(long)} became {joined}"
-        seen.add(len(found))
-    assert len(seen) > 3, (
-        f"with p = 0.5 the word {bytes(long)} always came in {sorted(seen)} tokens; "
-        "draw again for each possible merge in each step, not once for the word"
+        seen[tuple(found)] += 1
+    assert len(set(map(len, seen))) > 3, (
+        f"with p = 0.5 the word {bytes(long)} came in {len(seen)} ways, of "
+        f"{sorted(set(map(len, seen)))} tokens; draw again for each possible merge in "
+        "each step, not once for the word"
     )
-    print("Right: one word, cut in many ways, and none of its bytes is lost.")
+    for ids, times in seen.most_common(4):
+        print(f"{times:3} times", *[vocab[i].decode() for i in ids], sep="  ")
+    print(f"Right: in 200 tries with p = 0.5, it was cut in {len(seen)} ways.")
 
 
 @checked("2b.3", wants="a list of tokens, each of them bytes")
@@ -324,3 +356,31 @@ def longest_match(encode: Callable, predicted: Callable) -> None:
     print(f"the merges:        {by_merges:,} tokens; you predicted {guess!r} above")
     print(f"cut in another way: {sum(a != b for a, b in pairs)} words")
     print("Right: each token is the longest that fits.")
+
+
+@checked("2b.4", wants="bytes")
+def packed(pack: Callable, unpack: Callable) -> None:
+    """Any text must come back, and prose must need little more than half its bytes."""
+    tokenizer, unpack.wants = get_tokenizer(), "a text"
+    story, unseen = load_text("short-story"), load_text("held-out")
+    for text in ("hugs", "naïve 中文 🙂", "", "The end.<|endoftext|>", unseen, story):
+        data = pack(text, tokenizer)
+        assert isinstance(data, bytes | bytearray), (
+            f"pack should return bytes, such as b'abc', not {type(data).__name__}"
+        )
+        found = unpack(bytes(data), tokenizer)
+        assert found == text, (
+            f"{text[:40]!r} was packed and came back as {found!r:.40}; each id must be "
+            "written so that its bytes tell where it ends"
+        )
+    lines = []
+    for name, text in (("the story", story), ("an unseen text", unseen)):
+        plain, size = len(text.encode()), len(pack(text, tokenizer))
+        zipped = len(zlib.compress(text.encode(), 9))
+        lines.append(f"{name:14} {plain:6,} bytes   by zlib {zipped:6,}   {size:6,}")
+        assert size < 0.55 * plain, (
+            f"{name} needs {size / plain:.0%} of its bytes; ids below 65,536 fit into "
+            "two bytes each, and that gives less than 55%"
+        )
+    print(*(f"{line} by yours" for line in lines), sep="\n")
+    print("Right: every text comes back. How few bytes can you get?")

@@ -2,6 +2,7 @@
 # ruff: noqa: F401, F403, F405
 
 from ch02_text_data.bpe import *
+from ch02_text_data.bpe_fast import *
 from ch02_text_data.bpe_files import AFTER_UNICODE_16, BYTE_CHARACTERS
 from ch02_text_data.text_data import *
 

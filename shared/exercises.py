@@ -51,9 +51,15 @@ def checked(exercise: str, wants: str | None, keeps: bool = False) -> Callable:
                 return check(*answers)
             except AssertionError as wrong:
                 sentence, reason = str(wrong), getattr(wrong, "error", None)
-            except Exception as error:  # the check cannot work with this answer
+            except Exception as error:
                 last = max(answers, key=lambda answer: answer.calls)
-                found = SHORT.repr(last.found)
+                if last.calls == 0:  # the check's own fault, and no answer's
+                    sentence = (
+                        f"the check itself fails with {_told(error)}, before it has "
+                        f"called {last.name}; your answer may be right"
+                    )
+                    raise NotYet(f"Exercise {exercise}: {sentence}") from error
+                found = SHORT.repr(last.found)  # with which the check cannot work
                 sentence = (
                     f"{last.name} should return {last.wants}, but returned {found}"
                 )

