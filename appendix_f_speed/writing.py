@@ -1,7 +1,8 @@
 """Appendix Fb: Writing faster.
 
-You will find out how fast your machine can write one text at best, and get past that:
-with many texts at once, with smaller numbers, and with guesses.
+You will keep what a model has read, find out how fast your machine can write one text
+at best, and get past that: with many texts at once, with smaller numbers, and with
+guesses.
 
 Exported from writing.ipynb, which explains every line: change it there, then run
 `python -m tools.export`.

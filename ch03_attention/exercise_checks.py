@@ -6,35 +6,45 @@ import math
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from ch03_attention import riddle
 from shared.ch03 import MultiHeadAttention
 from shared.exercises import Leaky, checked, close, finds_leaks, number, tensor
 
 SEED = 3
 
 
-@checked("3.1", wants="a tensor (T, T) of torch.bool")
-def causal_mask(mask_of) -> None:
-    """True above the diagonal and False elsewhere."""
-    mask = tensor(mask_of(4), 4, 4)
-    assert mask.dtype == torch.bool, (
-        f"the mask should hold True and False (torch.bool), not {mask.dtype}"
-    )
-    assert not mask.diagonal().any(), (
-        "the diagonal is True, which hides each token from itself: the first token "
-        "would have nothing left to attend to"
-    )
-    assert not mask.tril().any(), (
-        "the mask hides the past; True should stand where the column is larger than "
-        "the row"
-    )
-    assert mask.triu(1).sum() == 6, (
-        "some later token is not hidden: all six entries above the diagonal of a 4 x 4 "
-        "mask should be True"
-    )
-    assert not tensor(mask_of(1), 1, 1).any(), "one token alone sees itself"
-    print("Right: no token sees the future, and every token sees itself.")
+@checked("3.1", wants="two matrices, W_query and W_key, with T rows each")
+def previous_token_head(head) -> None:
+    """Every token but the first attends to the one before it, at any length."""
+    for T in (4, 8, 24):
+        W_query, W_key = head(T)
+        D = W_query.shape[1]
+        scores = tensor(W_query, T, D) @ tensor(W_key, T, D).T / math.sqrt(D)
+        future = torch.ones(T, T).triu(1).bool()
+        weights = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+        itself, before = weights.diagonal()[1:], weights.diagonal(-1)
+        if before.min() > 0.9:
+            continue
+        assert itself.max() <= 0.9, (
+            "some token attends to itself: token i should ask for position i - 1, "
+            "where the key of token i - 1 is found"
+        )
+        assert scores.diagonal(1).mean() <= scores.diagonal(-1).mean(), (
+            "your tokens look for the one *after* them, which the mask hides; is a "
+            "matrix shifted the wrong way, or transposed?"
+        )
+        worst = before.argmin().item() + 1
+        assert T == 4, (
+            f"right for fewer tokens, but of {T} tokens, token {worst} gives only "
+            f"{before.min():.0%} to the one before it: sqrt(D) divides its score, and "
+            "there are more tokens to share with, so let W_query grow with T"
+        )
+        raise AssertionError(
+            f"of {T} tokens, token {worst} gives only {before.min():.0%} to the one "
+            "before it; softmax blends small differences, so make the scores larger"
+        )
+    print("Right: every token attends to the one before it, of 4, 8 and 24.")
 
 
 @checked("3.2", wants="a tensor of the same shape as the scores")
@@ -94,44 +104,45 @@ def leaks(has_leak) -> None:
     print(f"Right: {found} leaks found, and no false alarm.")
 
 
-@checked("3.4", wants="one whole number")
-def costs(parameters, flops, cache_bytes) -> None:
-    """Three predictions against what PyTorch counts."""
-    for width in (8, 768):
-        layer = MultiHeadAttention(width, width, 16, dropout=0.0, num_heads=4)
-        counted = sum(p.numel() for p in layer.parameters())
-        predicted = number(parameters(width))
-        assert predicted == counted, (
-            f"a layer of width {width} has {counted:,} parameters, not {predicted:,}: "
-            "four matrices, and one bias, that of out_proj"
-        )
-    for T, width in ((16, 8), (1024, 768)):
-        counted, predicted = _counted_flops(T, width), number(flops(T, width))
-        assert predicted == counted, (
-            f"T = {T}, width = {width}: {counted:,} operations, not {predicted:,}; a "
-            "product of (a, b) with (b, c) takes 2abc, and there are six products"
-        )
-    small = number(cache_bytes(1024, 768, 12, 4))
-    assert small == 75_497_472, (
-        f"GPT-2 small, 1,024 tokens, 4 bytes a number: 75,497,472 bytes, not "
-        f"{small:,}; each layer keeps, for every token, one key and one value of "
-        "`width` numbers"
+@checked("3.4", wants="one whole number of tokens")
+def longest_text(longest) -> None:
+    """The longest text whose activations fit, with and without the table."""
+    found = {}
+    cases = [(10**6, 64, 4), (10**9, 768, 12), (10**9, 1600, 25), (8 * 10**9, 768, 12)]
+    for n_bytes, width, heads in cases:
+        for fused in (False, True):
+            tokens = number(longest(n_bytes, width, heads, fused))
+            true = _longest(n_bytes, width, heads, fused)
+            how = f"{n_bytes:,} bytes, width {width}, {heads} heads, fused={fused}"
+            assert tokens != true + 1, f"{how}: {tokens:,} tokens are one too many"
+            slips = {
+                _longest(4 * n_bytes, width, heads, fused): "a number takes 4 bytes",
+                _longest(n_bytes, width, 1, fused): "each head has a table of its own",
+                _longest(
+                    n_bytes, width, heads, not fused
+                ): "look at `fused` again: only "
+                "the layer that is not fused keeps the table",
+            }
+            hint = slips.get(
+                tokens, "put your number, and one more, into equation 3.12"
+            )
+            assert tokens == true, f"{how}: {tokens:,} tokens, but {true:,} fit; {hint}"
+            found[n_bytes, width, fused] = tokens
+    plain, fused = found[10**9, 768, False], found[10**9, 768, True]
+    print(
+        f"Right: at the width of GPT-2 small, 1 GB holds {plain:,} tokens with the "
+        f"table of weights, and {fused:,} without it."
     )
-    large = number(cache_bytes(1024, 1600, 48, 2))
-    assert large == 314_572_800, (
-        f"GPT-2 XL, 1,024 tokens, 2 bytes a number: 314,572,800 bytes, not {large:,}"
-    )
-    print("Right: GPT-2 small has 2,360,064 parameters in each attention layer.")
 
 
-def _counted_flops(T: int, width: int) -> int:
-    """Operations of four linear maps and two products of tokens with tokens."""
-    x = torch.empty(T, width, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        for _ in range(4):
-            x @ torch.empty(width, width, device="meta")
-        (x @ x.T) @ x
-    return counter.get_total_flops()
+def _longest(n_bytes: int, width: int, heads: int, fused: bool) -> int:
+    """The answer by bisection of equation 3.12."""
+    low, high = 0, n_bytes
+    while low < high:
+        T = (low + high + 1) // 2
+        kept = 4 * (5 * T * width + heads * (T if fused else T**2))
+        low, high = (T, high) if kept <= n_bytes else (low, T - 1)
+    return low
 
 
 @checked("3.5", wants="a tensor (B, H, T, D)")
@@ -271,6 +282,49 @@ def reach(predicted, measured) -> None:
         )
     print(*lines, sep="\n")
     print("Right: predicted and measured are the same in all cases.")
+
+
+TASKS = {
+    "says the first letter": lambda ids: ids[:, :1].expand_as(ids),
+    "says the letter before": lambda ids: ids.roll(1, dims=1),
+    "says the letter two back": lambda ids: ids.roll(2, dims=1),
+    "goes on with a string that repeats": lambda ids: ids.roll(-1, dims=1),
+}
+
+
+@checked("3.8", wants="a list of (W_query, W_key, W_value), and W_out")
+def set_by_hand(by_hand) -> None:
+    """Heads that were set by hand do at least one of the tasks."""
+    ids, period = riddle.test_strings(SEED)
+    T = ids.shape[1]
+    x = F.one_hot(ids, 102).float()  # (B, T, 102): the letter, then room
+    x[:, :, 26 : 26 + T] = torch.eye(T)  # the position
+    layers, W_out = by_hand()
+    for W_query, W_key, W_value in layers:
+        D = W_query.shape[1]
+        Q, K = x @ tensor(W_query, 102, D), x @ tensor(W_key, 102, D)
+        V = x @ tensor(W_value, 102, 102)
+        x = x + F.scaled_dot_product_attention(Q, K, V, is_causal=True)
+    said = (x @ tensor(W_out, 102, 26)).argmax(dim=-1)  # (B, T)
+    known = F.pad(riddle.predictable(period), (0, 1))  # a letter that can be known
+    shares = {
+        task: (said == letters(ids))[known].float().mean().item()
+        for task, letters in TASKS.items()
+    }
+    lines = [f"{share:4.0%}  {task}" for task, share in shares.items()]
+    best = max(shares, key=shares.get)
+    hint = (
+        "nearly: the first token has none before it, so its first head finds itself"
+        if shares[best] > 0.9
+        else "look at a row of the weights: if it blends, make W_query larger; if it "
+        "looks at the wrong place, compare the columns of W_query and W_key"
+    )
+    assert shares[best] > 0.98, (
+        f"your heads come nearest to a model that {best}, with {shares[best]:.0%} "
+        f"right; {hint}"
+    )
+    print(*lines, sep="\n")
+    print(f"Right: a model that {best}, and nobody has trained it.")
 
 
 def _generator() -> torch.Generator:

@@ -38,10 +38,9 @@ def check_head_settings(d_out: int, num_heads: int, dropout: float) -> None:
     check_divisible(d_out, num_heads)
 
 
-def check_vectors(
-    x: torch.Tensor, d_in: int, context_length: int, past: int = 0
-) -> None:
-    """Raise ValueError unless x is (B, T, d_in) and fits behind `past` tokens."""
+def check_vectors(x: torch.Tensor, d_in: int, context_length: int, cache=None) -> None:
+    """Raise ValueError unless x is (B, T, d_in) and fits behind what a cache holds."""
+    past = 0 if cache is None else cache.length
     if x.dim() != 3 or x.shape[2] != d_in:
         raise ValueError(
             f"input of shape {tuple(x.shape)} is not (batch, tokens, {d_in}); the last "
@@ -68,3 +67,11 @@ def check_new_keys(cache, keys: torch.Tensor) -> None:
             f"keys of shape {(B, H, T, D)} cannot follow cached keys of shape {begun}; "
             "use one cache for each layer and each batch of texts"
         )
+
+
+def drop_stored_mask(layer, state_dict: dict, prefix: str, *others) -> None:
+    """Leave aside the mask that the book's class stores and ours does not have.
+
+    A hook, which PyTorch calls before a layer's parameters are loaded.
+    """
+    state_dict.pop(f"{prefix}mask", None)

@@ -73,17 +73,24 @@ def _plain(table) -> list[list[float]]:
     return [[int(x) if x == int(x) else x for x in row] for row in table.tolist()]
 
 
-def tables(steps: dict, tokens: list[str], most: float = 5.0) -> None:
-    """Draw tables (T, any) side by side, all in the same colours from -most to most."""
+def tables(steps: dict, tokens: list[str]) -> None:
+    """Draw tables (T, any) side by side, each in colours of its own.
+
+    The strongest colour is a table's largest number. Red is positive and blue negative;
+    the weights, which are shares, are green.
+    """
     arrays = {name: np.asarray(table) for name, table in steps.items()}
     widths = [array.shape[1] for array in arrays.values()]
     _, axes = plt.subplots(1, len(arrays), figsize=(11, 3), width_ratios=widths)
     for ax, (name, array) in zip(axes, arrays.items(), strict=True):
-        ax.imshow(array, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+        most, shares = np.abs(array).max(), name == "weights"
+        cmap, least = ("Greens", 0) if shares else ("RdBu_r", -most)
+        ax.imshow(array, cmap=cmap, vmin=least, vmax=most, aspect="auto")
         for (row, column), value in np.ndenumerate(array):
             color = "white" if abs(value) > 0.7 * most else "black"
             place = {"ha": "center", "va": "center", "fontsize": 8, "color": color}
-            ax.text(column, row, f"{value:.2f}", **place)
+            written = f"{value:.2f}".replace("-0.00", "0.00")
+            ax.text(column, row, written, **place)
         square = array.shape[1] == len(tokens)
         labels = tokens if square else range(array.shape[1])
         ax.set_xticks(range(array.shape[1]), labels, rotation=45 if square else 0)
@@ -152,6 +159,40 @@ def split_and_join() -> Drawing:
     return d
 
 
+def four_products() -> Drawing:
+    """The product of queries and keys of two texts and two heads."""
+    d = Drawing(
+        720,
+        325,
+        "Two texts with two heads each make four pairs of matrices. In each pair, the "
+        "queries (T, D) times the keys, transposed to (D, T), give scores (T, T). One "
+        "product of (B, H, T, D) with (B, H, D, T) does all four.",
+    )
+    T, D, cell = 4, 2, 14
+    for b in range(2):
+        for h, color in enumerate(("blue", "orange")):
+            x, y = 110 + 330 * h, 52 + 122 * b
+            sizes = {"queries": (T, D, 0), "keys": (D, T, 70), "scores": (T, T, 170)}
+            for name, (rows, columns, right) in sizes.items():
+                empty = [[""] * columns for _ in range(rows)]
+                down = y + 14 * (T - rows) / 2
+                d.matrix(x + right, down, empty, color=color, cell=cell)
+                title = "keys.T" if name == "keys" else name
+                d.text(x + right + cell * columns / 2, y - 12, title, SMALL)
+            d.text(x + 49, y + 28, "@")
+            d.text(x + 148, y + 28, "=")
+            shapes = {14: "(T, D)", 98: "(D, T)", 198: "(T, T)"}
+            for right, shape in shapes.items():
+                d.text(x + right, y + 68, shape, SMALL)
+    for h in range(2):
+        d.text(223 + 330 * h, 18, f"head {h}", bold=True)
+    for b in range(2):
+        d.text(50, 80 + 122 * b, f"text {b}", bold=True)
+    d.text(360, 290, "in one line: queries @ keys.transpose(2, 3)", bold=True)
+    d.text(360, 312, "(B, H, T, D) @ (B, H, D, T) gives (B, H, T, T)")
+    return d
+
+
 def two_layers(first, second, string: str) -> None:
     """Draw the weights (T, T) of two layers that read a string."""
     _, (left, right) = plots.panels(2, width=5.0, height=4.8)
@@ -160,3 +201,36 @@ def two_layers(first, second, string: str) -> None:
         ax.set(xlabel="letter attended to")
     left.set(title="Layer 1: the letter before me", ylabel="query")
     right.set(title="Layer 2: the letter that followed me before")
+
+
+def all_heads(weights, words: list[str]) -> None:
+    """Draw the weights (blocks, H, T, T) of all heads as small tables."""
+    L, H = weights.shape[:2]
+    _, axes = plt.subplots(H, L, figsize=(10, 1.25 * H + 0.4))
+    for ax, table in zip(axes.T.flat, weights.flatten(0, 1), strict=True):
+        ax.imshow(table, cmap="Greens", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+    for block in range(L):
+        axes[0, block].set_title(f"block {block}", fontsize=9)
+    for head in range(H):
+        axes[head, 0].set_ylabel(f"head {head}", fontsize=9)
+    axes[0, 0].set_yticks(range(len(words)), words, fontsize=7)
+
+
+def rows_over_words(words: list[list[str]], texts: list[dict]) -> None:
+    """Draw rows of weights (T,), by the heads' names, over the words of each text."""
+    size = 0.52 * len(words[0]) + 1.2, 1.4 * len(texts)
+    _, axes = plt.subplots(len(texts), 1, figsize=size)
+    for ax, labels, rows in zip(axes, words, texts, strict=False):
+        table = np.stack(list(rows.values()))
+        ax.imshow(table, cmap="Greens", vmin=0, vmax=1)
+        for (y, x), share in np.ndenumerate(table):
+            if share > 0.1:
+                color = "white" if share > 0.6 else "black"
+                place = {"ha": "center", "va": "center", "color": color}
+                ax.text(x, y, f"{share:.0%}", fontsize=8, **place)
+        ax.set_xticks(range(len(labels)), labels, fontsize=9, va="baseline")
+        ax.tick_params(axis="x", pad=12)
+        ax.set_yticks(range(len(rows)), rows, fontsize=9)
+        ax.grid(False)

@@ -103,14 +103,18 @@ def attention_head(
             drawn = ax.barh(range(T), [x if math.isfinite(x) else 0 for x in row])
             numbers = [f"{x:.2f}".replace("-inf", "−∞") for x in row]
             ax.bar_label(drawn, numbers, padding=2, fontsize=8)
-            ax.set(title=title, xlim=(-most, most), xlabel="score")
+            least = -most if steps["scores"].min() < 0 else 0
+            ax.set(title=title, xlim=(least, most), xlabel="score")
         axes[2].set(xlabel="weight", xlim=(0, 1.3))
         terms = steps["weights"][query, :, None] * values.detach()  # (T, D)
         table = torch.cat([terms, terms.sum(dim=0, keepdim=True)])
         plots.heatmap(table, annotate=table.shape[1] <= 8, ax=axes[3])
         axes[3].set(title="weight · value, and sum", xlabel="column")
         axes[3].xaxis.get_major_locator().set_params(integer=True)
-        axes[3].axhline(T - 0.5, color="white", linewidth=3)
+        axes[3].axhline(T - 0.5, color="black", linewidth=1)
+        peak = 1.5 * table.abs().max().item() or 1.0  # so that 0 is white
+        axes[3].images[0].set(cmap="RdBu_r", clim=(-peak, peak))
+        plt.setp(axes[3].texts, color="black")
         for ax in axes:
             ax.set(ylim=(T + 0.5, -0.5), yticks=[])  # the last row is the sum
         axes[0].set_yticks(range(T + 1), [*map(label, tokens), "sum"])

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ch03_attention import guards, riddle
+from ch03_attention import attention, greetings, guards, riddle
 from shared.ch03 import (
     CausalAttention,
     KVCache,
@@ -237,6 +237,41 @@ def test_what_a_cache_refuses_and_that_it_stays_as_it_was():
         KVCache(0)
 
 
+def test_a_layer_takes_any_cache_that_appends_and_masks():
+    """Appendix F types a plain one, which joins old and new."""
+
+    class Plain:
+        length, keys, values = 0, None, None
+
+        def append(self, keys, values):
+            if self.length:
+                keys = torch.cat([self.keys, keys], dim=2)
+                values = torch.cat([self.values, values], dim=2)
+            self.keys, self.values, self.length = keys, values, keys.shape[2]
+            return keys, values
+
+        def mask(self, T):
+            allowed = torch.ones(T, self.length, dtype=torch.bool)
+            return None if T == self.length else allowed.tril(self.length - T)
+
+    layer, x = make("fused", context_length=9).double(), torch.randn(2, 9, C).double()
+    cache, plain = KVCache(9), Plain()
+    for piece in x.split([4, 1, 3, 1], dim=1):
+        torch.testing.assert_close(layer(piece, cache), layer(piece, plain))
+
+
+def test_a_second_text_in_one_piece_may_fill_its_cache():
+    """A text of as many tokens as the cache holds is causal, however it was read."""
+    layer, x = make("fused", context_length=6), torch.randn(1, 6, C)
+    cache = KVCache(6)
+    layer(x[:, :3], cache)
+    torch.testing.assert_close(layer(x[:, 3:], cache), layer(x)[:, 3:])
+
+
+def test_the_cache_is_found_where_the_layer_is():
+    assert attention.KVCache is KVCache
+
+
 # The weights, to look at
 
 
@@ -282,6 +317,35 @@ def test_the_riddles_baselines():
             return F.one_hot(ids.gather(1, places.clamp(min=0)), 26).float()
 
     assert riddle.accuracy(Knows(), ids, period) == 1
+
+
+# The sentences of section 3.14
+
+
+def test_greetings_name_both_and_who_is_greeted_does_not_speak():
+    found = greetings.greetings()
+    assert len(found) == len({text for text, *_ in found}) == 60
+    for text, speaker, greeted in found:
+        assert text.endswith(f'"Hello, {greeted}," said')
+        assert text.count(greeted) == 2 and text.count(speaker) == 1
+        assert speaker in text.split(".")[0]
+
+
+def test_without_silences_one_head_of_a_copy():
+    block = nn.Module()
+    block.att = make("fused")
+    model = nn.Module()
+    model.trf_blocks = nn.ModuleList([block])
+    cut, x = greetings.without(model, 0, 2).trf_blocks[0].att, torch.randn(1, T, C)
+    D = C // H
+    with torch.no_grad():
+        heads = attention_weights(block.att, x) @ block.att.split_heads(
+            block.att.W_value(x)
+        )
+        heads[:, 2] = 0
+        expected = block.att.out_proj(heads.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(cut(x), expected)
+    assert (block.att.out_proj.weight[:, 2 * D : 3 * D] != 0).any(), "not a copy"
 
 
 # Checkpoints
