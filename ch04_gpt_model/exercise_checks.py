@@ -7,16 +7,9 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from shared.ch04 import GPT2_CONFIGS, GPTModel
-from shared.exercises import (
-    Leaky,
-    checked,
-    close,
-    finds_leaks,
-    number,
-    one_of,
-    tensor,
-)
+from shared.ch04 import GPT2_CONFIGS, GPTModel, generate_text_simple
+from shared.ch05 import load_base, load_base_tokenizer
+from shared.exercises import checked, close, number, one_of, tensor
 
 TINY = {
     "vocab_size": 50,
@@ -105,59 +98,120 @@ def gelu_slope(slope: Callable[[torch.Tensor], torch.Tensor]) -> None:
     print("Right: equal to autograd's on 101 points.")
 
 
-@checked("4.3", wants="one True or False", keeps=True)
-def looks_ahead(detect: Callable) -> None:
-    """An honest model passes, and each kind of leak is found."""
-    ids = torch.arange(10).unsqueeze(0)
-    detect.hint = "the model maps ids (B, T) to logits (B, T, V)"
+def _shares(model: GPTModel, ids: torch.Tensor, token_id: int) -> dict:
+    """The right shares, and what some mistakes would give, by name."""
+    x = model.tok_emb(ids) + model.pos_emb(torch.arange(ids.shape[1]))
+    added = [x]
+    for block in model.trf_blocks:
+        for norm, part in ((block.norm1, block.att), (block.norm2, block.ff)):
+            added.append(part(norm(x)))
+            x = x + added[-1]
+    terms, norm = torch.cat(added)[:, -1], model.final_norm  # (1 + 2n, C)
+    size = torch.sqrt(x[0, -1].var(unbiased=False) + norm.eps)
+    weight = model.out_head.weight[token_id]
+    row, centred = norm.scale * weight / size, terms - terms.mean(-1, keepdim=True)
+    own = torch.sqrt(terms.var(-1, unbiased=False, keepdim=True) + norm.eps)
+    return {
+        "right": centred @ row,
+        "the stream up to each part, not what each part adds": centred.cumsum(0) @ row,
+        "shares of which each was divided by its own size": (centred / own)
+        @ row
+        * size,
+        "shares without the learned factors `final_norm.scale`": centred
+        @ weight
+        / size,
+        "shares that were not divided by the size of the stream": centred @ row * size,
+        "shares from which no mean was subtracted": terms @ row,
+        "shares of the first token's stream": torch.cat(added)[:, 0] @ row,
+    }
 
-    def model(leak):
-        honest = _tiny_model()
-        if leak is None:
-            return honest
-        return Leaky(honest, leak, enter=honest.tok_emb, leave=honest.out_head)
 
-    found = finds_leaks(lambda tried: detect(tried, ids, 50), model)
-    print(f"Right: {found} leaks found, and no honest model accused.")
-
-
-@checked("4.4", wants="one whole number")
-def cache_bytes(count: Callable[[dict, int, int], int]) -> None:
-    """The bytes that real caches hold, and those of GPT-2 XL."""
-    for changes, tokens, batch in (
-        ({}, 16, 1),
-        ({}, 7, 1),
-        ({}, 16, 5),
-        ({"n_layers": 5, "emb_dim": 24, "n_heads": 6}, 9, 7),
-    ):
-        model = _tiny_model(**changes)
-        cache = model.new_cache(tokens)
-        with torch.no_grad():
-            model.features(torch.zeros(batch, tokens, dtype=torch.long), cache)
-        wanted = sum(
-            kept.numel() * kept.element_size()
-            for layer in cache
-            for kept in (layer.keys, layer.values)
+@checked("4.3", wants="a tensor of 1 + 2n numbers")
+@torch.no_grad()
+def shares(find: Callable) -> None:
+    """The shares add up to the logit, on small models; then a look into the base."""
+    generator = torch.Generator().manual_seed(3)
+    for n_layers, T in ((3, 9), (2, 5)):
+        model = _tiny_model(n_layers=n_layers)
+        norm = model.final_norm
+        norm.scale += 0.5 * torch.rand(norm.scale.shape, generator=generator)
+        norm.shift += torch.randn(norm.shift.shape, generator=generator)
+        ids = torch.randint(50, (1, T), generator=generator)
+        known = _shares(model, ids, 7)
+        found = tensor(find(model, ids, 7), 1 + 2 * n_layers)
+        for mistake, numbers in list(known.items())[1:]:
+            assert not close(found, numbers, atol=1e-3), f"these are {mistake}"
+        logit = model(ids)[0, -1, 7].item()
+        total = (known["right"].sum() - found.sum()).abs().item()
+        assert total < 1e-3, (
+            f"with the constant, your shares add up to {logit - total:.3f} or "
+            f"{logit + total:.3f}, and the logit is {logit:.3f}"
         )
-        found = number(count(dict(model.cfg), tokens, batch))
-        hint = {
-            batch: "each text of the batch has its own keys and values",
-            model.cfg["n_layers"]: "each block has a cache of its own",
-            model.cfg["n_heads"]: "the H heads share the C numbers, D = C / H each",
-            2: "keys and values are both kept",
-            4: "a float32 takes four bytes",
-        }
-        off = wanted / found if found else 0
-        remedy = hint.get(off, hint.get(1 / off if off else 0, "count one block first"))
-        assert found == wanted, (
-            f"{tokens} tokens, batch {batch}, {model.cfg}: the cache takes {wanted:,} "
-            f"bytes, you say {found:,}; {remedy}"
+        assert close(found, known["right"], atol=1e-3), (
+            f"the sum is right, but the first share should be {known['right'][0]:.3f}, "
+            f"not {found[0]:.3f}; the order is embeddings, attention 1, network 1, ..."
         )
-    largest = number(count(dict(GPT2_CONFIGS["1558M"]), 1024, 1))
-    assert largest == 629_145_600, (
-        f"GPT-2 XL's takes 629,145,600 bytes, not {largest:,}"
+    base, tokenizer = load_base(), load_base_tokenizer()
+    text = "Tom had a red ball. He kicked the"
+    ids = torch.tensor([tokenizer.encode(text)])
+    found = find(base, ids, tokenizer.encode(" ball")[0])
+    names = [f"{part} {n}" for n in range(1, 9) for part in ("attention", "network")]
+    best = found[1:].topk(3)
+    pushed = [
+        f"{names[i]} ({share:+.1f})"
+        for i, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    print(f"{text} ... ball: most of it by {', '.join(pushed)}")
+    print("Right: the shares add up to the logit.")
+
+
+BEGINNINGS = ("Once upon a time", "One day Tim went", "Lily and her mom were at home.")
+
+
+@checked("4.4", wants="the changed model")
+@torch.no_grad()
+def obsessed(change: Callable, favourite: Callable) -> None:
+    """The word comes where the base does not use it, and the text stays readable."""
+    tokenizer, base = load_base_tokenizer(), load_base()
+    favourite.wants = 'a word as a text, such as " dog"'
+    word = favourite()
+    if not isinstance(word, str):
+        raise TypeError(f"no text: {word!r}")
+    token = tokenizer.encode(word)
+    assert len(token) == 1, (
+        f"the base knows {word!r} as {len(token)} tokens; choose a more common word, "
+        "with a space before it"
     )
-    print("Right: GPT-2 XL keeps 600 MiB for each full window.")
+    model = change(load_base(), token[0])
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError("no model")
+    counted, losses, stories = 0, [], []
+    for text in BEGINNINGS:
+        ids = torch.tensor([[base.cfg["vocab_size"] - 1, *tokenizer.encode(text)]])
+        begun = ids.shape[1]
+        try:
+            told = generate_text_simple(model.eval(), ids, 30, 512)
+        except Exception as error:
+            raised = f"{type(error).__name__} ({error})"
+            raise AssertionError(
+                f"when your model writes, it raises {raised}"
+            ) from error
+        usual = generate_text_simple(base, ids, 30, 512, use_cache=True)
+        counted += token[0] in told[0, begun:] and token[0] not in usual[0, begun:]
+        logits = base(told[:, :-1])[0, begun - 1 :]
+        losses.append(F.cross_entropy(logits, told[0, begun:]).item())
+        stories.append(" ".join(tokenizer.decode(told[0, 1:].tolist()).split()))
+    loss = sum(losses) / len(losses)
+    assert loss < 2, (
+        f"the base finds your stories strange (a loss of {loss:.1f}, where 2 is the "
+        f"limit): {stories[0][-60:]!r}; push less, or at another block"
+    )
+    assert counted >= 2, (
+        f"{word!r} came in {counted} of {len(BEGINNINGS)} stories where the base had "
+        f"not used it anyway: {stories[0][-60:]!r}; push more, or at another block"
+    )
+    print(*stories, sep="\n")
+    print(f"Right: {word!r} in {counted} of 3 stories, with a loss of {loss:.1f}.")
 
 
 def _half_window_reference(

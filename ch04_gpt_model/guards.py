@@ -2,12 +2,27 @@
 
 import difflib
 from collections.abc import Mapping
+from typing import NotRequired, TypedDict
 
 import torch
 
 from ch03_attention.guards import check_divisible
 
-__all__ = ["check_config", "check_prompt"]
+__all__ = ["GPTConfig", "check_config", "check_prompt"]
+
+
+class GPTConfig(TypedDict):
+    """The settings of a `GPTModel`: those of `GPT_CONFIG_124M`, and one of ours."""
+
+    vocab_size: int
+    context_length: int
+    emb_dim: int
+    n_heads: int
+    n_layers: int
+    drop_rate: float
+    qkv_bias: bool
+    tie_weights: NotRequired[bool]  # output head = token embedding (default: False)
+
 
 # The keys that every model needs, with the values of GPT-2's smallest size.
 _CONFIG_EXAMPLES = {
@@ -19,7 +34,7 @@ _CONFIG_EXAMPLES = {
     "drop_rate": 0.1,
     "qkv_bias": False,
 }
-_CONFIG_KEYS = [*_CONFIG_EXAMPLES, "tie_weights"]
+_CONFIG_KEYS = list(GPTConfig.__annotations__)
 
 
 def check_config(cfg: Mapping) -> None:
@@ -126,13 +141,18 @@ def check_known(ids: torch.Tensor, V: int) -> None:
         )
 
 
-def check_length(name: str, length: int, longest: int) -> None:
-    """Raise ValueError unless `length` is at least 1 and fits into the context."""
+def check_length(name: str, length: int | None, longest: int) -> int:
+    """The length, or the longest for None.
+
+    Raises ValueError unless it is at least 1 and fits into the context.
+    """
+    length = longest if length is None else length
     if not 1 <= length <= longest:
         raise ValueError(
             f"{name} must be between 1 and the model's context_length {longest}, not "
             f"{length}"
         )
+    return length
 
 
 def check_window(

@@ -1,4 +1,6 @@
-"""The drawings of chapter 4."""
+"""The drawings of chapter 4, and the picture of the logit lens."""
+
+import matplotlib.pyplot as plt
 
 from shared.drawings import Drawing
 
@@ -122,28 +124,50 @@ def block() -> Drawing:
     return d
 
 
-def growing_cache() -> Drawing:
-    """Three steps of writing: the rows of old tokens stay, one row is added."""
+def feed_forward() -> Drawing:
+    """One token's vector, widened to four times its length and narrowed again."""
     d = Drawing(
         720,
-        305,
-        "The cache of one block in three steps. The prompt fills four rows with keys "
-        "and values. Each later step computes one new row, for the newest token, and "
-        "leaves the rows above as they are.",
+        300,
+        "A feed-forward network. A token's vector of C numbers becomes 4C numbers by "
+        "the matrix W1, each of them goes through GELU, and the matrix W2 makes C "
+        "numbers of them again, which are added to the stream. One of the 4C units is "
+        "marked: a row of W1 and a column of W2.",
     )
-    text = [word.strip() for word in [*SENTENCE, *MORE[:2]]]
-    places = d.steps(["the prompt", "one token more", "and one more"])
-    for place, old, new in zip(places, (0, 4, 5), (4, 5, 6), strict=True):
-        d.text(place.x + 62, place.y + 27, "read", anchor="end")
-        d.tokens(place.x + 75, place.y + 14, [" ".join(text[old:new])], color="orange")
-        for x, name in ((75, "keys"), (160, "values")):
-            labels = [*text[:new], *[""] * (6 - new)] if name == "keys" else ()
-            left, top = place.x + x, place.y + 85
-            d.matrix(left, top, [[None] * 3] * 6, labels, title=name, cell=24)
-            for first, last, color in ((0, old, "sky"), (old, new, "orange")):
-                if first < last:
-                    rows = [[1] * 3] * (last - first)
-                    y = top + 24 * first
-                    d.matrix(left, y, rows, color=color, cell=24, show=False)
-        d.text(place.x + 120, place.y + 250, f"rows computed: {new - old}")
+    labels = ("C = 768", "4C = 3072", "4C = 3072", "C = 768")
+    boxes = []
+    for x, n, label in zip((140, 285, 430, 575), (3, 12, 12, 3), labels, strict=True):
+        top = 130 - 9 * n
+        boxes.append(d.matrix(x, top, [[None]] * n, cell=18, show=False))
+        d.text(x + 9, 130 + 9 * n + 14, label)
+    for a, b, name in zip(boxes[:-1], boxes[1:], ("W1", "GELU", "W2"), strict=True):
+        d.arrow((a.x + 28, 130), (b.x - 10, 130), label=name)
+    d.arrow((100, 130), (132, 130))
+    d.text(94, 122, "a token,\nafter the norm", anchor="end")
+    d.arrow((603, 130), (637, 130))
+    d.text(645, 122, "to the\nstream", anchor="start")
+    for box in boxes[1:3]:
+        d.mark(box.cells[3][0])
+    d.text(294, 276, "a unit: how well does the\nvector fit its row of W1?")
+    d.text(500, 276, "what it writes:\nits column of W2")
     return d
+
+
+def lens(
+    words: list[str], guesses: list[list[str]], probs: list[list[float]]
+) -> plt.Axes:
+    """What the head reads from the stream: a row for each block, the first below."""
+    _, ax = plt.subplots(figsize=(1.0 * len(words), 0.42 * len(guesses) + 0.8))
+    ax.imshow(probs, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1.3)
+    for block, row in enumerate(guesses):
+        for place, guess in enumerate(row):
+            shown = guess.replace("\n", "\\n").strip() or "space"
+            ink = "white" if probs[block][place] > 0.8 else "black"
+            ax.text(place, block, shown, ha="center", va="center", size=9, color=ink)
+    shown = [word.replace("\n", "\\n").strip() for word in words]
+    ax.set_xticks(range(len(words)), shown)
+    labels = ["start", *(f"block {n}" for n in range(1, len(guesses)))]
+    ax.set_yticks(range(len(guesses)), labels)
+    ax.set(xlabel="the token that is read", title="the likeliest next token")
+    ax.grid(False)
+    return ax

@@ -2,7 +2,10 @@
 
 import copy
 import math
+import re
 
+import matplotlib.pyplot as plt
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,8 +27,10 @@ from shared.ch04 import (
     TransformerBlock,
     check_config,
     generate_text_simple,
+    init_like_gpt2,
     next_token_logits,
 )
+from tools.export import ROOT
 
 VARIANTS = [
     {"qkv_bias": bias, "tie_weights": tied}
@@ -306,6 +311,14 @@ def test_initial_loss_is_the_predicted_one():
     targets = make_ids(16, 16, vocab_size=5000, seed=2)
     loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
     assert abs(loss.item() - (math.log(5000) + 0.02**2 * 384 / 2)) < 0.1
+
+
+def test_a_part_of_a_model_can_be_initialised_like_gpt2_too():
+    model = make_model(tie_weights=True)
+    model.tok_emb.weight = nn.Parameter(torch.ones(61, 24))
+    init_like_gpt2(model)
+    assert model.out_head.weight is model.tok_emb.weight
+    assert 0.01 < model.tok_emb.weight.std() < 0.03
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -646,9 +659,33 @@ def test_single_bytes_have_no_neighbours():
 
 
 @pytest.mark.parametrize(
-    "name", ["whole_model", "generation_loop", "norm_axes", "block", "growing_cache"]
+    "name", ["whole_model", "generation_loop", "feed_forward", "block", "norm_axes"]
 )
 def test_a_drawing_can_be_drawn_and_says_what_it_shows(name):
     drawing = getattr(pictures, name)()
     assert len(drawing.alt.split()) > 10
     assert drawing.svg == getattr(pictures, name)().svg
+
+
+def test_the_lens_shows_each_guess_where_it_was_read():
+    guesses = [["a", " b"], ["\n", " d"], [" ", "f"]]
+    ax = pictures.lens([" x", "y"], guesses, [[1.0, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    shown = {text.get_position(): text.get_text() for text in ax.texts}
+    assert shown[0, 0] == "a" and shown[1, 1] == "d" and shown[0, 1] == "\\n"
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["x", "y"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()][:2] == [
+        "start",
+        "block 1",
+    ]
+    assert [text.get_color() for text in ax.texts][:2] == ["white", "black"]
+    plt.close()
+
+
+def test_every_exported_class_is_written_in_one_cell():
+    cells = nbformat.read(ROOT / "ch04_gpt_model/gpt_model.ipynb", as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    written = re.findall(r"^(?:class|def) (\w+)", code, re.MULTILINE)
+    parts = ["LayerNorm", "GELU", "FeedForward", "TransformerBlock", "GPTModel"]
+    for name in [*parts, "next_token_logits", "generate_text_simple"]:
+        assert written.count(name) == 1, name
+    assert not re.search(r"^class (\w+)\(\1\)", code, re.MULTILINE)

@@ -1,14 +1,19 @@
 """Every chapter, bundled into one file, runs alone in an empty folder."""
 
 import ast
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
+from models import TINY, random_gpt
 
+from shared.ch04 import GPTModel, generate_text_simple
 from tools import bundle, export
+from tools.plain import simplify
 
 # What a stranger would try first with each file.
 TRIALS = {
@@ -191,6 +196,132 @@ def test_a_terminal_that_knows_no_unicode_gets_the_same_bytes():
     assert done.returncode == 0 and not done.stdout.isascii()
     text = bundle.bundle("ch08", ["SmolLM2Tokenizer"])
     assert done.stdout.decode("utf-8") == text
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The plain file of chapter 4, its text and the module that it is."""
+    file = tmp_path_factory.mktemp("plain") / "my_gpt.py"
+    assert bundle.main(["ch04", "--plain", "-o", str(file)]) == 0
+    spec = importlib.util.spec_from_file_location("my_gpt", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return file, file.read_text(encoding="utf-8"), module
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_plain_file_is_the_same_model(plain, bias, tied):
+    cfg = {**TINY, "qkv_bias": bias, "tie_weights": tied}
+    ours, mine = random_gpt(cfg), plain[2].GPTModel(cfg).eval()
+    assert list(mine.state_dict()) == list(ours.state_dict())
+    mine.load_state_dict(ours.state_dict())
+    ids = torch.arange(24).view(2, 12)
+    assert torch.equal(mine(ids), ours(ids))
+    written = plain[2].generate_text_simple(mine, ids, 9, 16)
+    assert torch.equal(written, generate_text_simple(ours, ids, 9, 16))
+    torch.manual_seed(5)
+    ours.init_weights()
+    torch.manual_seed(5)
+    mine.init_weights()
+    assert torch.equal(mine(ids), ours(ids))  # and it begins with the same numbers
+
+
+def test_the_plain_file_trains_as_the_course_does(plain):
+    losses = []
+    for made in (GPTModel, plain[2].GPTModel):
+        torch.manual_seed(2)
+        model = made({**TINY, "drop_rate": 0.2}).train()
+        loss = model(torch.arange(16).view(1, 16)).logsumexp(-1).sum()
+        loss.backward()
+        losses.append([loss, model.tok_emb.weight.grad])
+    assert all(map(torch.equal, *losses))
+
+
+def test_the_plain_file_is_short_and_has_nothing_but_the_model(plain):
+    file, text, _ = plain
+    assert len(text.splitlines()) < 300
+    for word in ("cache", "check", "guard", "past", "__all__", "mask", "eq.", "shared"):
+        assert word not in text, word
+    assert text.count("is_causal=True") == 1
+    tree = ast.parse(text)
+    imported = {ast.unparse(x) for x in tree.body if isinstance(x, ast.ImportFrom)}
+    imported |= {ast.unparse(x) for x in tree.body if isinstance(x, ast.Import)}
+    assert imported == {
+        *("import math", "import torch", "import torch.nn.functional as F"),
+        "from torch import Tensor, nn",
+    }
+    titles = ("# Settings", "# The parts", "# The block", "# The model", "# Writing")
+    places = [text.index(title) for title in titles]
+    assert places == sorted(places)
+    comments = ("# V: how many tokens the tokenizer knows", "# one matrix at both ends")
+    assert all(comment in text for comment in comments)  # comments survive
+    assert "\n# MIT License\n" in text and max(map(len, text.splitlines())) <= 88
+
+
+def test_the_plain_file_runs_alone(plain):
+    command = [sys.executable, "-I", plain[0].name]
+    done = subprocess.run(command, cwd=plain[0].parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("163,009,536 parameters\ntensor([[  464,  4512")
+
+
+@pytest.mark.parametrize("arguments", [["ch05"], ["ch04", "GPTModel"]])
+def test_only_the_whole_of_chapter_4_has_a_plain_form(arguments, capsys):
+    assert bundle.main([*arguments, "--plain"]) == 1
+    assert "only ch04 has a plain form" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("    check(x)\n    return x", "    return x"),
+        (
+            "    past = 0 if cache is None else cache.n\n    return past + x",
+            "    return x",
+        ),
+        (
+            "    if cache is not None:\n        x = cache(x)\n    return g(x, cache)",
+            "    return g(x)",
+        ),
+        (
+            "    if cache is None or x > 3:\n        # why\n        y = x  # so\n"
+            "    else:\n        y = cache.read(x)\n    return y",
+            "    # why\n    y = x  # so\n    return y",
+        ),
+        (
+            "    begins = cache is None or cache.n == 0  # gone\n"
+            "    return f(x, cache, 2, causal=begins)",
+            "    return f(x, None, 2, causal=True)",
+        ),
+        (
+            "    for i, part in enumerate(x):\n"
+            "        part(None if cache is None else cache[i])  # é, eq. 4.4, left\n",
+            "    for part in x:\n        part()  # é",
+        ),
+        (
+            '    """Twice x. With a cache, sooner."""\n    return x',
+            '    """Twice x."""\n',
+        ),
+        ('    """With a cache."""\n    return x', "    return x"),
+        (
+            "    return arange(0, x, device=d)  # eq. 3.4",
+            "    return arange(x, device=d)",
+        ),
+        ("    zero = 0\n    zero = x\n    return zero", "    zero = 0\n    zero = x"),
+    ],
+)
+def test_what_a_reader_can_do_without_is_worked_out(before, after):
+    start = "def f(x: GPTConfig, cache: Cache | None = None):\n"
+    found = simplify(f"{start}{before}", {"check"})
+    assert found.startswith(f"def f(x: dict):\n{after}"), found
+
+
+def test_a_method_for_caches_goes_with_its_decorator():
+    text = "class A:\n    b = 1\n\n    @c\n    def new_cache(self):\n        return 1\n"
+    assert simplify(f"{text}\n    def d(self):\n        return 2", set()).split() == (
+        "class A: b = 1 def d(self): return 2".split()
+    )
 
 
 @pytest.fixture

@@ -2,10 +2,14 @@
 
     python -m tools.bundle ch04 -o gpt.py                all that chapter 4 exports
     python -m tools.bundle ch05 generate -o generate.py  only this function
+    python -m tools.bundle ch04 --plain -o my_gpt.py     the model, to be read and owned
 
 The file has what you asked for, and the definitions that it uses from earlier chapters,
 from `shared` and from the plain modules beside the notebooks. It imports only published
 packages, and its first lines name them. Without `-o` it is printed.
+
+The plain file has only what the model is: nothing is checked, and nothing is cached.
+`tools.plain` works it out from the same source.
 """
 
 import argparse
@@ -22,6 +26,35 @@ from pathlib import Path
 
 from shared.files import write_atomically
 from tools.export import ROOT, defined_name, is_of_course, run_ruff, statements
+from tools.plain import simplify
+
+# The plain file of chapter 4, in the order in which one reads it.
+PLAIN = {
+    "Settings": ["GPT_CONFIG_124M"],
+    "The parts of a block": ["LayerNorm", "MultiHeadAttention", "GELU", "FeedForward"],
+    "The block": ["TransformerBlock"],
+    "The model": ["GPTModel", "init_like_gpt2"],
+    "Writing": ["next_token_logits", "generate_text_simple"],
+}
+PLAIN_HEAD = '''"""GPT-2 in one file that needs only PyTorch.
+
+Shapes: B texts in a batch, T tokens in a text, C numbers in a token's vector, H heads
+of D = C / H numbers, V tokens in the vocabulary.
+
+    model = GPTModel(GPT_CONFIG_124M)
+    logits = model(ids)  # (B, T) -> (B, T, V): row t scores what follows token t
+
+Chapters 3 and 4 of the course explain every line. Written by
+
+    python -m tools.bundle ch04 --plain
+"""'''
+PLAIN_END = """if __name__ == "__main__":
+    torch.manual_seed(123)
+    model = GPTModel(GPT_CONFIG_124M).eval()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    ids = torch.tensor([[464, 4512, 373, 2739]])  # "The train was late", for GPT-2
+    print(generate_text_simple(model, ids, max_new_tokens=8, context_size=1024))
+"""
 
 
 @dataclass
@@ -155,8 +188,6 @@ def bundle(chapter: str, names: Sequence[str] = ()) -> str:
     earlier = known[: known.index(chapter) + 1][::-1]
     for name in names or exported(f"shared.{chapter}"):
         collected.add(*find_in_chapters(earlier, name))
-    licence = (ROOT / "LICENSE").read_text(encoding="utf-8").strip()
-    notice = "\n".join(f"# {line}".rstrip() for line in licence.split("\n"))
     if chapter.startswith("ch"):
         title = f"chapter {int(chapter.removeprefix('ch'))}"
     else:
@@ -168,9 +199,38 @@ def bundle(chapter: str, names: Sequence[str] = ()) -> str:
     head = textwrap.fill(f"{what}, with all that is used in it.", 84)
     call = textwrap.indent(textwrap.fill(command, 84), "    ")
     head += f"\n\nNeeds {needs(text)}.\n\nWritten by\n\n{call}\n"
-    text = "\n\n".join([f'"""{head}"""', notice, text])
+    text = "\n\n".join([f'"""{head}"""', licence_notice(), text])
     run_ruff(["check", "--select", "F821,F811"], text, chapter)
     return run_ruff(["format"], text, chapter)
+
+
+def plain_bundle() -> str:
+    """The text of chapter 4's plain file."""
+    known = chapters()
+    earlier, imports, parts = known[: known.index("ch04") + 1][::-1], {}, []
+    for title, names in PLAIN.items():
+        parts.append(f"# {title} {'-' * (85 - len(title))}")
+        for name in names:
+            module_name, original = find_in_chapters(earlier, name)
+            module = read_module(module_name)
+            imports.update(dict.fromkeys(module.outside_imports))
+            guards = {
+                imported
+                for imported, (origin, _) in module.course_imports.items()
+                if origin.endswith("guards")
+            }
+            parts.append(simplify(module.definitions[original], guards))
+    text = "\n\n\n".join(["\n".join(imports), *parts, PLAIN_END])
+    text = run_ruff(["check", "--select", "F401,I001", "--fix"], text, "ch04")
+    run_ruff(["check", "--select", "F821,F811"], text, "ch04")
+    text = run_ruff(["format"], f"{PLAIN_HEAD}\n\n{text}", "ch04")
+    return f"{text}\n\n{licence_notice()}\n"
+
+
+def licence_notice() -> str:
+    """The course's licence as a comment."""
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8").strip()
+    return "\n".join(f"# {line}".rstrip() for line in licence.split("\n"))
 
 
 def needs(text: str) -> str:
@@ -217,10 +277,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "names", nargs="*", default=[], help="such as generate (default: all)"
     )
+    parser.add_argument(
+        "--plain", action="store_true", help="chapter 4's model without checks, caches"
+    )
     parser.add_argument("-o", "--out", type=Path, help="the file to write")
     options = parser.parse_args(arguments)
     try:
-        text = bundle(options.chapter, options.names)
+        if options.plain and (options.chapter != "ch04" or options.names):
+            raise ValueError("only ch04 has a plain form, and only as a whole")
+        if options.plain:
+            text = plain_bundle()
+        else:
+            text = bundle(options.chapter, options.names)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
