@@ -1,16 +1,18 @@
-"""Does a model copy what stands before? Four measurements, and a guide towards it.
+"""Does a model look back at what stands before? Measurements, and a guide towards it.
 
 The long run of chapter 5 is watched with them; `long_run.ipynb` explains them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from shared import ladder
 from shared.ch03 import attention_weights
 from shared.ch04 import GPTModel
+from shared.village import Tale
 
 
 def random_text_twice(
@@ -103,6 +105,71 @@ def previous_token_scores(model: GPTModel, ids: torch.Tensor) -> torch.Tensor:
         for weights in all_attention_weights(model, ids)
     ]
     return torch.stack(scores)
+
+
+@torch.no_grad()
+def look_back_scores(
+    model: GPTModel,
+    tokenizer,
+    tales: Iterable[Tale],
+    kinds: Sequence[str] = ladder.KINDS,
+) -> torch.Tensor:
+    """How much each head attends to the word that comes back next: (n_layers, H).
+
+    Wherever a word comes back in a tale, this is the attention that goes to the places
+    where the first token of that word stood before; the score is the mean.
+
+    Args:
+        model: in eval mode.
+        tokenizer: the model's.
+        tales: of the village, each short enough for the model.
+        kinds: which marks count: who, what, where, whose.
+
+    Raises:
+        ValueError: if no word of these kinds comes back.
+    """
+    end, found = ladder.end_of(tokenizer), []
+    for tale in tales:
+        ids, marks = ladder.encode_tale(tokenizer, tale)
+        ids = torch.tensor([end, *ids])  # (T,)
+        weights = torch.stack(all_attention_weights(model, ids[None]))[:, 0]
+        for kind, t in marks:  # token t predicts the next one, with which a word begins
+            before = ids[: t + 1] == ids[t + 1]
+            if kind in kinds and before.any():
+                found.append(weights[:, :, t, : t + 1][..., before].sum(dim=-1))
+    if not found:
+        raise ValueError(
+            f"no word of the kinds {', '.join(kinds)} comes back; give more tales"
+        )
+    return torch.stack(found).mean(dim=0)
+
+
+def about_somebody_else(
+    tokenizer, tales: Iterable[Tale], stranger: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Beginnings of tales up to where a name comes back, and the same of a stranger.
+
+    Each pair of ids, (T + 1,) both, ends with the name that comes back and with the
+    stranger's. Tales of the stranger are left out, and so are names of several tokens.
+
+    Raises:
+        ValueError: if the stranger's name is no single token.
+    """
+    end, new = ladder.end_of(tokenizer), tokenizer.encode(" " + stranger)
+    if len(new) != 1:
+        raise ValueError(f"{stranger!r} is {len(new)} tokens; give a name that is one")
+    for tale in tales:
+        if stranger in tale.text:
+            continue
+        ids, marks = ladder.encode_tale(tokenizer, tale)
+        ids = torch.tensor([end, *ids])
+        places = sorted(tale.marks, key=lambda mark: mark[1])
+        for (_, t), (_, start, stop) in zip(marks, places, strict=True):
+            name = tale.text[start:stop]
+            is_token = tokenizer.encode(" " + name) == [ids[t + 1].item()]
+            if name[0].isupper() and is_token and (ids[: t + 1] == ids[t + 1]).any():
+                text = ids[: t + 2]
+                yield text, text.masked_fill(text == text[-1], new[0])
 
 
 PROMPTS = (

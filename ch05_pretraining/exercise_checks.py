@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from shared import ladder
 from shared.ch04 import GPTModel
+from shared.ch05 import load_storyteller
 from shared.exercises import checked, close, number, one_of, tensor
 
 TINY = {
@@ -377,3 +379,74 @@ def seen_share(answer: Callable, predicted: Callable) -> None:
     print(f"windows side by side:    {shares[0]:.2f}")
     print(f"stride of half a window: {shares[1]:.2f}; predicted: {guess:.2f}")
     print("Right: such a validation loss would praise the model for reciting.")
+
+
+@checked("5.10", wants="a tensor (B, T, C)", keeps=True)
+def on_average(answer: Callable, predicted: Callable) -> None:
+    """A head writes its mean everywhere; any prediction will do."""
+    generator = torch.Generator().manual_seed(10)
+    written = torch.rand(2, 3, 8, generator=generator)
+    for head in (1, 3):
+        found = tensor(answer(written, head, 2), 2, 3, 8)
+        own = slice(2 * head, 2 * head + 2)
+        others = [i for i in range(8) if i not in (2 * head, 2 * head + 1)]
+        assert close(found[..., others], written[..., others]), (
+            f"head {head} of width 2 has the columns {own.start} and {own.stop - 1}; "
+            "leave the others as they are"
+        )
+        assert not close(found[..., own], torch.zeros(2, 3, 2)), (
+            "those are zeros; the head should write its mean"
+        )
+        assert not close(found[..., own], written[..., own]), (
+            f"columns {own.start} and {own.stop - 1} are as they were: the exercise is "
+            "still unanswered, or you changed another head"
+        )
+        assert (found[..., own] == found[0, 0, own]).all(), (
+            "the mean should be the same for each text and each position, so it is one "
+            "over B and T"
+        )
+        assert not close(found[0, 0, own], written[..., own].mean().expand(2)), (
+            "each column has a mean of its own; do not mix them"
+        )
+        wanted = written[..., own].mean(dim=(0, 1))
+        assert close(found[0, 0, own], wanted), (
+            f"the means of the columns are {wanted.tolist()}, "
+            f"not {found[0, 0, own].tolist()}"
+        )
+    predicted.wants = "one word"
+    guess = one_of(predicted(), ["back", "lost"])
+    everything, zeros, means = _people_named(lambda *given: answer(*given))
+    print(f"people named right, with all heads: {everything:.2f}")
+    print(f"one head writes zeros: {zeros:.2f}; its mean: {means:.2f}")
+    came = "back" if means > (everything + zeros) / 2 else "lost"
+    print(f"With the mean the people are {came}; predicted: {guess}.")
+    print("Right: now you know whether the zeros were to blame.")
+
+
+@torch.no_grad()
+def _people_named(on_average: Callable) -> tuple[float, float, float]:
+    """With all heads, and with zeros or the mean of the one for people."""
+    model, tokenizer = load_storyteller()
+    exam = ladder.exam(20, ladder.REPORTING, simple=True)
+    D = model.cfg["emb_dim"] // model.cfg["n_heads"]
+
+    def who(change: Callable | None = None) -> float:
+        hooks = []
+        if change is not None:
+            layer = model.trf_blocks[0].att.out_proj
+            hooks.append(
+                layer.register_forward_pre_hook(lambda _, given: (change(given[0]),))
+            )
+        try:
+            return ladder.examine(model, tokenizer, exam)["who"]
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def silent(head: int) -> Callable:
+        columns = torch.arange(model.cfg["emb_dim"]) // D == head
+        return lambda written: written.masked_fill(columns, 0.0)
+
+    zeros = [who(silent(head)) for head in range(model.cfg["n_heads"])]
+    head = zeros.index(min(zeros))
+    return who(), zeros[head], who(lambda written: on_average(written, head, D))

@@ -1,5 +1,6 @@
 """The drawings and the longer figures of chapter 5."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -121,6 +122,54 @@ def marked(tale: Tale, width: int = 720) -> Drawing:
         else:
             d.text(x, y, text, anchor="start")
     return d
+
+
+def looks_back(
+    tokens: Sequence[str], looks: Sequence[tuple[str, int, Sequence[float], str]]
+) -> Drawing:
+    """A text, coloured where attention heads look: the more, the darker.
+
+    Args:
+        tokens: of the text, as they are written.
+        looks: for each head its name, the number of the token that looks, the attention
+            that each token up to there gets, and a colour.
+    """
+    fills = ["none"] * len(tokens)
+    for _, _, weights, color in looks:
+        for i, weight in enumerate(weights):
+            if weight > 0.05:  # few shades, so that rounding changes none of them
+                shade = 0.25 if weight < 0.15 else 0.5 if weight < 0.4 else 0.85
+                fills[i] = mix(color_of(color), shade)
+    boxes, x, y = [], 15.0, 20.0
+    for i, token in enumerate(tokens):
+        word = "".join([token, *itertools.takewhile(_goes_on, tokens[i + 1 :])])
+        if not _goes_on(token) and x + text_width(word, MEDIUM) > 700:
+            x, y = 15.0, y + 28
+        x += 4 * (token[:1] == " " and x > 15)
+        boxes.append(Box(x, y - 11, text_width(token.strip(), MEDIUM), 22))
+        x += boxes[-1].width + 1
+    d = Drawing(
+        720,
+        int(y) + 20 + 24 * len(looks),
+        "A text. The tokens to which an attention head attends have its colour, the "
+        "darker the more, and the token that looks there has an outline.",
+    )
+    for token, box, fill in zip(tokens, boxes, fills, strict=True):
+        if fill != "none":
+            d._rectangle(box, fill, None, corner=2)
+        behind = {} if fill == "none" else {"behind": fill}
+        d._line(box.x, box.y + 11, token.strip(), MEDIUM, "start", **behind)
+    for number, (name, at, _, color) in enumerate(looks):
+        d.mark(boxes[at], color)
+        box = Box(15, y + 22 + 24 * number, 14, 14)
+        d._rectangle(box, color_of(color), None, corner=2)
+        d.text(36, box.y + 7, name, anchor="start")
+    return d
+
+
+def _goes_on(token: str) -> bool:
+    """Whether a token stands in the same word as the one before."""
+    return token[:1] != " "
 
 
 class GrowingCurve:
