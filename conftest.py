@@ -3,15 +3,17 @@
 nbval compares text exactly. But processors differ in the last digit of a sum, so here a
 decimal may differ by one unit in its last printed place. Integers, words, shapes and
 drawings (which are text inside) may not differ at all. Progress bars, warnings (stderr)
-and figures are not compared. A cell that was never run fails.
+and figures are not compared. A cell that was never run fails. Code cells are counted
+from 1, as JupyterLab does when it runs them all.
 """
 
+import difflib
 import os
 import re
 import socket
 
 import pytest
-from nbval.plugin import IPyNbCell
+from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 
 # Two threads that spin while they wait become many times slower beside a busy process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -64,9 +66,18 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
-def pytest_itemcollected(item):
-    if isinstance(item, IPyNbCell):
-        item.__class__ = CourseCell
+def pytest_collectstart(collector):
+    if isinstance(collector, IPyNbFile):
+        collector.__class__ = CourseNotebook
+
+
+class CourseNotebook(IPyNbFile):
+    """A notebook of nbval whose code cells are counted from 1."""
+
+    def collect(self):
+        for number, found in enumerate(super().collect(), start=1):
+            cell = {"cell_num": number, "cell": found.cell, "options": found.options}
+            yield CourseCell.from_parent(self, name=f"Cell {number}", **cell)
 
 
 class CourseCell(IPyNbCell):
@@ -74,8 +85,19 @@ class CourseCell(IPyNbCell):
 
     def runtest(self):
         if self.cell.execution_count is None and not self.options["skip"]:
-            self.raise_cell_error("This cell was never run: use `make run-notebooks`")
+            name = os.path.relpath(self.path)
+            self.raise_cell_error(
+                "This cell was never run: run it in JupyterLab and save, or store a "
+                f"whole run: .venv/bin/python -m tools.course run --write {name}"
+            )
         super().runtest()
+
+    def repr_failure(self, excinfo):
+        """The cell by JupyterLab's number, and what to do if its output is right."""
+        shown = super().repr_failure(excinfo)
+        if isinstance(excinfo.value, NbCellError):
+            shown = shown.replace(f"Cell {self.cell_num}:", f"[{self.cell_num}]:", 1)
+        return shown
 
     def compare_outputs(self, test, ref, skip_compare=None):
         return super().compare_outputs(steady(test), steady(ref), skip_compare)
@@ -85,10 +107,20 @@ class CourseCell(IPyNbCell):
         return TolerantText(s) if isinstance(s, str) else s
 
     def format_output_compare(self, key, left, right):
-        """Show only the differences that matter."""
-        if isinstance(left, str):
-            right = align_decimals(right, left)
-        super().format_output_compare(key, left, right)
+        """Show only the differences that matter, and which side is stored."""
+        if not isinstance(left, str):
+            super().format_output_compare(key, left, right)
+            return
+        right = align_decimals(right, left)
+        lines = difflib.unified_diff(
+            str(left).splitlines(),
+            right.splitlines(),
+            "stored in the notebook",
+            "printed now",
+            lineterm="",
+        )
+        shown = [line[:300] for line in lines]  # a drawing is one line of thousands
+        self.comparison_traceback += [f"\nOutput {key!r} differs:\n", *shown]
 
 
 class TolerantText(str):

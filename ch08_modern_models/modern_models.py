@@ -81,7 +81,7 @@ def rotation_angles(
 
     Source: Su et al. (2021), RoFormer, section 3.2.2.
     """
-    pairs = torch.arange(head_dim // 2, device=positions.device)  # i
+    pairs = torch.arange(head_dim // 2, device=positions.device).float()  # i
     return positions[:, None] * base ** (-2 * pairs / head_dim)  # eq. 8.3
 
 

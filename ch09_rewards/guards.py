@@ -1,13 +1,14 @@
 """What chapter 9 refuses, and in which words; imports nothing of the course."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 __all__ = ["check_beta", "check_drawing", "check_answers", "check_group"]
 __all__ += ["check_reference", "check_pairs", "check_rewards", "check_some"]
+__all__ += ["check_learner", "check_words", "as_rewards"]
 
 
 def check_some(name: str, values: Sequence) -> None:
@@ -62,6 +63,61 @@ def check_rewards(rewards: torch.Tensor) -> None:
         raise ValueError(f"a reward is {wrong}; a rule must return a finite number")
 
 
+def as_rewards(given: object, number: int) -> torch.Tensor:
+    """What a reward function gave, as float32 (number,): one reward for each story.
+
+    Raises:
+        TypeError: if it is no list of numbers.
+        ValueError: if there are more or fewer, or one is no finite number.
+    """
+    remedy = f"it must return one number for each of the {number} stories, in a list"
+    if isinstance(given, Mapping | str) or not isinstance(given, Iterable):
+        raise TypeError(f"reward gave {given!r}; {remedy}")
+    if getattr(given, "ndim", 1) == 0:  # a tensor, or numpy's, that holds one number
+        raise TypeError(f"reward gave {given!r}; {remedy}")
+    values = list(given)
+    if len(values) != number:
+        raise ValueError(f"reward gave {len(values)} for {number} stories; {remedy}")
+    rewards = []
+    for i, value in enumerate(values):
+        if isinstance(value, str):  # float("1") would be 1
+            raise TypeError(f"reward {i} is {value!r}; {remedy}")
+        try:
+            rewards.append(float(value))
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"reward {i} is {value!r}; {remedy}") from None
+    rewards = torch.tensor(rewards, dtype=torch.float32)
+    check_rewards(rewards)
+    return rewards
+
+
+def check_words(words: object) -> None:
+    """Refuse anything but three words; one alone would be taken for its letters."""
+    example = "('kite', 'brave', 'climb')"
+    if isinstance(words, str) or not isinstance(words, Sequence):
+        raise TypeError(f"a request is three words such as {example}, not {words!r}")
+    if len(words) != 3:
+        raise ValueError(
+            f"a request has three words, such as {example}; {words!r} has {len(words)}"
+        )
+    for word in words:
+        if not isinstance(word, str):
+            raise TypeError(f"{word!r} in {words!r} is no word; write it as a text")
+        if not word.strip():
+            raise ValueError(
+                f"{words!r} has an empty word; name three that say something"
+            )
+
+
+def check_learner(model: nn.Module) -> None:
+    """Refuse a model of which no weight would learn, as one is after merge_lora."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "all weights of the model are frozen, so none could learn; train "
+            "learner(model), a copy, or call model.requires_grad_(True)"
+        )
+
+
 def check_group(rewards: torch.Tensor) -> None:
     """Refuse rewards that are not of shape (requests, group), or a group of one."""
     if rewards.dim() != 2 or rewards.shape[1] < 2:
@@ -73,7 +129,8 @@ def check_group(rewards: torch.Tensor) -> None:
 
 
 def check_reference(model: nn.Module, reference: nn.Module) -> None:
-    """Refuse a reference that changes with the model, or could learn itself."""
+    """Refuse a frozen model, and a reference that changes with the model."""
+    check_learner(model)
     learning = {p.data_ptr() for p in model.parameters() if p.requires_grad}
     if learning & {p.data_ptr() for p in reference.parameters()}:
         raise ValueError(

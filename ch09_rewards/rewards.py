@@ -19,13 +19,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ch09_rewards.guards import (
+    as_rewards,
     check_answers,
     check_beta,
     check_drawing,
     check_group,
+    check_learner,
     check_pairs,
     check_reference,
     check_some,
+    check_words,
 )
 from shared.ch04 import GPTModel, next_token_logits
 from shared.ch05 import evaluating
@@ -64,6 +67,7 @@ __all__ = [
 
 def request(words: Sequence[str]) -> str:
     """A request for a story, in a wording that the base has read before stories."""
+    check_words(words)
     first, second, third = words
     return f"Write a story with the words {first}, {second} and {third}.\n\n"
 
@@ -191,6 +195,7 @@ def train_on_best(
 ) -> list[float]:
     """Rejection sampling's second half: finetune on chosen stories; losses of steps."""
     check_some("stories", stories)
+    check_learner(model)
     device = next(model.parameters()).device
 
     def loss_of(batch: list[Story]) -> torch.Tensor:
@@ -281,7 +286,9 @@ def group_advantages(rewards: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     check_group(rewards)
     mean = rewards.mean(1, keepdim=True)
     deviation = rewards.std(1, keepdim=True)
-    return (rewards - mean) / (deviation + eps)  # eq. 9.7
+    advantages = (rewards - mean) / (deviation + eps)  # eq. 9.7
+    equal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
+    return advantages.masked_fill(equal, 0.0)  # a rounded mean may miss them a little
 
 
 def grpo_loss(
@@ -363,7 +370,7 @@ def train_grpo(
     shuffle = torch.Generator().manual_seed(0)  # of the stories of a draw
     for some in tqdm(draws, leave=False):
         stories = tell_stories(model, tokenizer, some, group, generator)
-        rewards = torch.tensor([float(x) for x in reward(stories)]).view(-1, group)
+        rewards = as_rewards(reward(stories), len(stories)).view(-1, group)
         parts = (model, reference, optimizer, stories)
         advantages = group_advantages(rewards).flatten()
         kl = learn_from_draw(*parts, advantages, beta, batch_size, shuffle)

@@ -47,6 +47,20 @@ PROMPTS = (
 TEMPERATURE, TOP_K, NEW_TOKENS = 0.7, 40, 50
 
 
+def readable(name: str | Path) -> str:
+    """A name on one line; letters that are no UTF-8, as of an old ZIP, are replaced."""
+    text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return " ".join(text.split())
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} seconds"
+    minutes = round(seconds / 60)
+    return f"{minutes} minutes" if minutes > 1 else "1 minute"
+
+
 def read_log(run: Path) -> list[dict]:
     """The lines of a run's log, without the paths of its folders.
 
@@ -145,12 +159,13 @@ def draw_losses(logs: list[list[dict]], path: Path, copying: bool = True) -> Non
         )
         style = "-:"[number // len(plots.COLORS) % 2]  # more sources than colours
         (curve,) = axes.plot(*zip(*sample or whole, strict=True), style, marker=".")
-        curve.set_label(name)
+        curve.set_label(readable(name))
         if sample and whole:  # other text, so no line leads from one to the other
             (end,) = axes.plot(*zip(*whole, strict=True), "s", color=curve.get_color())
             end.set_label(None if number else "all held-out text, at the end")
     axes.set(xlabel="tokens (millions)", ylabel="loss (nats per token)")
-    axes.legend(fontsize=7, ncols=2)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, ncols=2)
     for below in others:
         tokens = [line["tokens"] / 1e6 for line in repeats]
         for half, name in enumerate(("first time", "second time")):
@@ -192,34 +207,56 @@ def sample(model: GPTModel, prompt: str, seed: int, tokenizer) -> str:
     return token_ids_to_text(ids, tokenizer)
 
 
-def describe(folder: Path, logs: list[list[dict]]) -> str:
-    """The measured part of the card, as Markdown."""
+def describe(
+    folder: Path,
+    logs: list[list[dict]],
+    tokens: str | None = None,
+    course_texts: bool = True,
+) -> str:
+    """The measured part of the card, as Markdown.
+
+    Args:
+        folder: the model's.
+        logs: lines of each run's log.
+        tokens: whose the tokens are, in words; by default the model's own or GPT-2's.
+        course_texts: whether to measure texts of the course, which are of no source,
+            and the mean over all sources. Of somebody's own text they say nothing.
+    """
     seconds = sum(log[-1]["seconds"] for log in logs)
     model = build_pretrained(*read_gpt2_folder(folder))
     tokenizer = open_tokenizer(folder)
-    whose = f"its own (`{TOKENIZER}`)" if (folder / TOKENIZER).is_file() else "GPT-2's"
+    own = (folder / TOKENIZER).is_file()
+    whose = tokens or (f"its own (`{TOKENIZER}`)" if own else "GPT-2's")
     size = (folder / "model.safetensors").stat().st_size
     parameters = logs[-1][0]["parameters"]
     facts = {
         "parameters": f"{parameters:,} (output head tied to the embedding)",
         "vocabulary": f"{tokenizer.n_vocab:,} tokens, {whose}",
         "tokens seen": f"{logs[-1][-1]['tokens']:,}",
-        "training time": f"{seconds / 60:.0f} minutes",
+        "training time": duration(seconds),
         "file": f"{size / 1e6:.1f} MB, bfloat16",
     }
     for number, log in enumerate(logs, start=1):
         begun, ended = log[0], log[-1]
         facts[f"run {number}"] = (
-            f"{ended['step']:,} steps in {ended['seconds'] / 60:.0f} minutes, up to "
+            f"{ended['step']:,} steps in {duration(ended['seconds'])}, up to "
             f"token {ended['tokens']:,}; {begun['device']}, {begun['threads']} threads"
             f", {begun['precision']}, torch {begun['torch']}"
         )
     lines = ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items()), ""]
-    look = [line for line in logs[-1] if line["event"] == "eval"][-1]
-    lines += ["| held-out text of | loss | perplexity |", "|---|---|---|"]
-    for name, loss in {**look["losses"], "**the mixture**": look["loss"]}.items():
-        lines.append(f"| {name} | {loss:.3f} | {math.exp(loss):.1f} |")
-    for name in ("held-out", "short-story"):
+    looks = [line for line in logs[-1] if line["event"] == "eval"]
+    losses = dict(looks[-1]["losses"]) if looks else {}
+    if looks and course_texts:
+        losses["**the mixture**"] = looks[-1]["loss"]
+    if losses or course_texts:
+        lines += ["| held-out text of | loss | perplexity |", "|---|---|---|"]
+    else:
+        lines.append(
+            "No text as long as a training sequence was held out, so no losses."
+        )
+    for name, loss in losses.items():
+        lines.append(f"| {readable(name)} | {loss:.3f} | {math.exp(loss):.1f} |")
+    for name in ("held-out", "short-story") if course_texts else ():
         text = data.load_text(name)
         tokens, value = perplexity(model, text, tokenizer)
         loss = math.log(value)

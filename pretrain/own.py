@@ -2,8 +2,9 @@
 
     python -m pretrain.own my_texts/ --out runs/mine --minutes 30
 
-It gathers the text files of a folder, learns a tokenizer from them, tries some training
-steps to say how long it will take, trains, and writes into the folder `--out`:
+It gathers the text files of a folder and of those in it, each document once, learns a
+tokenizer from them, tries some training steps to say how long it will take, trains, and
+writes into the folder `--out`:
 
     model/         the model, in the format of Hugging Face's GPT-2, with its tokenizer
     report.md      what it read, how the losses fell, and what it wrote on the way
@@ -18,15 +19,23 @@ import argparse
 import json
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from pretrain.card import describe, draw_losses, growing_up, read_log
+from pretrain.card import describe, draw_losses, growing_up, read_log, readable
 from pretrain.checkpoints import saved_states
 from pretrain.hardware import start_workers
-from pretrain.prepare import TOKENIZER, open_tokenizer, prepare, read_documents
+from pretrain.prepare import (
+    TOKENIZER,
+    open_tokenizer,
+    prepare,
+    read_documents,
+    same_text,
+    tokens_in,
+)
 from pretrain.run import Pretraining, pretrain
 from pretrain.settings import ModelSettings, Settings, read_settings
 from pretrain.tokenizer import learn
@@ -35,6 +44,7 @@ from shared.ch04 import GPTModel
 from shared.ch05 import read_gpt2_folder
 from shared.data import get as data_path
 from shared.files import copy_file, write_atomically
+from shared.terminal import say
 
 LEAST, MOST = 20_000, 500_000_000  # bytes of text that this program is for
 HELD_OUT = 0.03  # share of the text
@@ -44,10 +54,36 @@ EPOCHS = 20  # reading a text more often teaches hardly anything
 WARM_UP, TRIAL = 3, 8.0  # steps that are not timed, then seconds in which some are
 SIZES = {1e6: (128, 4, 4), 1e7: (192, 6, 6), MOST: (256, 4, 8)}  # width, heads, blocks
 PROMPTS = 3  # beginnings of documents that the model continues on the way
+WORDS, LETTERS = 5, 60  # of a beginning, at most; some scripts have no spaces
+
+
+def text_files(folder: Path, out: Path) -> list[Path]:
+    """The text files in a folder, but no empty or hidden ones, and none made here."""
+    if out.resolve() == folder.resolve():
+        raise ValueError(f"--out is the folder of the texts, {folder}; choose another")
+    runs = [out, *(path.parent for path in folder.rglob("asked.json"))]
+    made = [  # by this run or an earlier one; not where the folder is in a run's
+        run.resolve()
+        for run in runs
+        if (run == out or (run / "shards").is_dir())
+        and not folder.resolve().is_relative_to(run.resolve())
+    ]
+
+    def is_meant(path: Path) -> bool:
+        parts = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        own = any(path.resolve().is_relative_to(run) for run in made)
+        return path.suffix.lower() == ".txt" and not hidden and not own
+
+    found = [path for path in folder.rglob("*") if is_meant(path)]
+    return sorted(path for path in found if path.is_file() and path.stat().st_size)
 
 
 def gather(folder: Path, out: Path) -> tuple[int, list[str]]:
     """Put all texts of a folder into one file, `texts.txt`, and look at them.
+
+    A document of which there is a copy is taken once, or it would be held out and
+    trained on.
 
     Returns:
         How many characters there are, and the first words of some documents.
@@ -55,7 +91,7 @@ def gather(folder: Path, out: Path) -> tuple[int, list[str]]:
     Raises:
         ValueError: if there is no text, too little or too much, or a file is no text.
     """
-    paths = sorted(p for p in folder.rglob("*.txt") if p.is_file() and p.stat().st_size)
+    paths = text_files(folder, out)
     if not paths:
         raise ValueError(
             f"{folder} holds no text; put files into it whose names end in .txt"
@@ -68,7 +104,7 @@ def gather(folder: Path, out: Path) -> tuple[int, list[str]]:
             f"this program is for at most {MOST / 1e9:.1f} GB: take some out, or see "
             "docs/scaling.md"
         )
-    documents = []
+    documents, copies = {}, 0
     for path in paths:
         try:
             found = [text for text in read_documents(path) if text.strip()]
@@ -79,22 +115,30 @@ def gather(folder: Path, out: Path) -> tuple[int, list[str]]:
             ) from error
         if any("\0" in text for text in found):
             raise ValueError(f"{path} is no text but binary data; take it out")
-        documents += found
+        for text in found:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+            documents.setdefault(same_text(text), text)
+        copies += len(found)
+    documents, copies = list(documents.values()), copies - len(documents)
+    if copies:
+        print(f"copies of other documents, left out: {copies:,}")
     characters = sum(map(len, documents))
     if characters < LEAST:
+        besides = f", besides {copies:,} copies" if copies else ""
         raise ValueError(
-            f"{folder} holds {characters:,} characters of text; a model needs at least "
-            f"{LEAST:,} to learn from, and gets good from a few million on"
+            f"{folder} holds {characters:,} characters of text{besides}; a model needs "
+            f"at least {LEAST:,} to learn from, and gets good from a few million on"
         )
     whole = "".join(f"{text}\n{END_OF_TEXT}\n" for text in documents)
     path = out / "texts.txt"
-    if path.is_file() and path.read_text(encoding="utf-8") != whole:
+    if path.is_file() and path.read_bytes() != whole.encode():
         raise ValueError(
             f"{folder} has changed since the run in {out} began; choose another --out"
         )
     write_atomically(path, whole)
-    beginnings = [" ".join(text.split()[:5]) for text in documents[:PROMPTS]]
-    return characters, beginnings
+    starts = (" ".join(text[:1000].split()[:WORDS]) for text in documents[:100])
+    beginnings = dict.fromkeys(start[:LETTERS].strip() for start in starts)
+    return characters, list(filter(None, beginnings))[:PROMPTS]
 
 
 def choose_tokens(tokens: str, start: str, characters: int, out: Path) -> Path | None:
@@ -106,7 +150,13 @@ def choose_tokens(tokens: str, start: str, characters: int, out: Path) -> Path |
         return None
     elif not path.is_file():
         vocab_size = min(8192, max(384, characters // 400))
-        learn([out / "texts.txt"], vocab_size, 5_000_000).save(path)
+        try:
+            learn([out / "texts.txt"], vocab_size, 5_000_000).save(path)
+        except ValueError as error:
+            raise ValueError(
+                "no tokenizer can be learned from these texts, since they repeat "
+                f"themselves ({error}); put other texts in, or take --tokens gpt2"
+            ) from None
     return path
 
 
@@ -159,6 +209,15 @@ def measure(settings: Settings) -> Pace:
     )
 
 
+def context_of(start: str) -> int:
+    """How many tokens the model reads at once."""
+    if start == "base":
+        return read_gpt2_folder(data_path("base/config.json").parent)[0][
+            "context_length"
+        ]
+    return T
+
+
 def plan(out: Path, start: str, steps: int, characters: int, prompts) -> Settings:
     """The settings of a run of so many steps."""
     vocab_size = open_tokenizer(out / "shards").n_vocab
@@ -206,7 +265,7 @@ def settings_for(given: argparse.Namespace) -> tuple[Settings, float]:
     asked = {"tokens": given.tokens, "start": given.start, "minutes": given.minutes}
     record, path = out / "asked.json", out / "settings.json"
     if record.is_file():
-        begun = json.loads(record.read_text(encoding="utf-8"))
+        begun = json.loads(record.read_text(encoding="utf-8-sig"))
         if begun != asked:
             raise ValueError(
                 f"the run in {out} began with {begun}, not {asked}; give the same "
@@ -215,8 +274,14 @@ def settings_for(given: argparse.Namespace) -> tuple[Settings, float]:
     characters, beginnings = gather(given.folder, out)
     write_atomically(record, json.dumps(asked) + "\n")
     tokenizer = choose_tokens(given.tokens, given.start, characters, out)
-    texts = [out / "texts.txt"]
-    prepare(texts, out / "shards", HELD_OUT, workers=1, tokenizer=tokenizer)
+    least = context_of(given.start) + 1
+    recipe = {"tokenizer": tokenizer, "least_held_out": least}
+    prepare([out / "texts.txt"], out / "shards", HELD_OUT, workers=1, **recipe)
+    if min(tokens_of(out / "shards", split) for split in ("train", "held_out")) < least:
+        raise ValueError(
+            f"{given.folder} holds too few tokens: a model reads {least - 1} at once, "
+            "and as many are held out to see how well it learns; put more text into it"
+        )
     if path.is_file():
         settings = read_settings(["--config", str(path)])
         begin = steps_done(settings)
@@ -226,7 +291,7 @@ def settings_for(given: argparse.Namespace) -> tuple[Settings, float]:
     def settings_of(steps: int) -> Settings:
         return plan(out, given.start, steps, characters, beginnings)
 
-    worth = round(EPOCHS * tokens_to_read(out / "shards") / (T * B))
+    worth = round(EPOCHS * tokens_of(out / "shards") / (context_of(given.start) * B))
     most = settings_of(max(LEAST_STEPS, worth))
     pace = measure(most)
     settings = fit(60 * given.minutes, pace, most.max_steps, settings_of)
@@ -235,10 +300,10 @@ def settings_for(given: argparse.Namespace) -> tuple[Settings, float]:
     return settings, pace.seconds(settings)
 
 
-def tokens_to_read(shards: Path) -> int:
-    """How many tokens there are to train on."""
+def tokens_of(shards: Path, split: str = "train") -> int:
+    """How many tokens there are to train on, or in another split."""
     index = json.loads((shards / "texts/index.json").read_text(encoding="utf-8"))
-    return sum(shard["tokens"] for shard in index["train"])
+    return tokens_in(index, split)
 
 
 def steps_done(settings: Settings) -> int:
@@ -250,7 +315,7 @@ def steps_done(settings: Settings) -> int:
 def announce(settings: Settings, seconds: float) -> None:
     """Print what is about to happen, and how long it will take."""
     index = json.loads((settings.shards / "texts/index.json").read_text("utf-8"))
-    tokens, seen = tokens_to_read(settings.shards), settings.tokens(settings.max_steps)
+    tokens, seen = tokens_of(settings.shards), settings.tokens(settings.max_steps)
     with torch.device("meta"):
         gpt = GPTModel(asdict(settings.model))
     parameters = sum(p.numel() for p in gpt.parameters())
@@ -266,13 +331,14 @@ def announce(settings: Settings, seconds: float) -> None:
         print("it will not read them all; give it more --minutes, and another --out")
 
 
-def report(out: Path, name: str) -> Path:
+def report(out: Path, name: str, start: str = "nothing") -> Path:
     """Write `report.md`, with a picture of the losses."""
     logs = [read_log(out)]
     draw_losses(logs, out / "losses.png", copying=False)
+    tokens = f"the base's (`{TOKENIZER}`)" if start == "base" else None
     parts = [
-        f"# A model of {name}",
-        describe(out / "model", logs),
+        f"# A model of {readable(name)}",
+        describe(out / "model", logs, tokens, course_texts=False),
         "![losses](losses.png)",
         growing_up(logs).replace("# How it learned", "## How it learned", 1),
     ]
@@ -310,12 +376,23 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--minutes must be above 0, not {given.minutes:g}")
         if not given.folder.is_dir():
             raise FileNotFoundError(f"there is no folder {given.folder}")
+        if readable(given.out.resolve()) != " ".join(str(given.out.resolve()).split()):
+            raise ValueError(
+                f"--out {readable(given.out)}: a model's file cannot be written into a "
+                "folder whose name is not UTF-8; choose another"
+            )
         settings, seconds = settings_for(given)
         announce(settings, seconds)
         if pretrain(settings):
-            print(f"read {report(given.out, given.folder.resolve().name)}")
+            name = given.folder.resolve().name
+            say(f"read {readable(report(given.out, name, given.start))}")
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except BrokenProcessPool:
+        sys.exit(
+            "error: a process was killed, perhaps because memory ran out; close other "
+            "programs and give the command again"
+        )
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ Each file is one source: `corpus/news.txt.xz` becomes the folder `shards/news/` 
 The tokens are GPT-2's. With `--tokenizer` (see `pretrain.tokenizer`) they are those of
 another tokenizer, and the folder keeps a copy of its file.
 
-In the text, a line `<|endoftext|>` separates two documents; in the shards, each
-document ends with that token. Several files are worked on at once. What is complete is
-not made again, so an interrupted command goes on where it stopped.
+In the text, `<|endoftext|>` separates two documents, as a rule on a line of its own; in
+the shards, each document ends with that token. Copies of a document in a file are held
+out together or not at all. Several files are worked on at once. What is complete is not
+made again, so an interrupted command goes on where it stopped.
 """
 
 import argparse
@@ -27,6 +28,8 @@ import os
 import re
 import sys
 import time
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,11 +40,14 @@ from tqdm import tqdm
 
 from shared.ch02 import END_OF_TEXT, BPETokenizer, get_tokenizer
 from shared.files import copy_file, write_atomically
+from shared.terminal import say
 
 TOKEN = np.dtype("<u2")  # 65,536 values hold GPT-2's 50,257 ids
 TOKENIZER = "tokenizer.json"  # in the folder of the shards, if it is not GPT-2's
 SUFFIXES = (".txt", ".txt.xz")
 OWN_SHARD = re.compile(r"(train|held_out)-\d{5,}\.bin")
+MARK, BOM = END_OF_TEXT.encode(), "\ufeff"  # Windows begins some texts with a BOM
+LARGEST = 0.1  # of all tokens, in a document that is held out because too little was
 
 
 def source_name(path: Path) -> str:
@@ -71,8 +77,8 @@ def read_documents(path: Path, done: "multiprocessing.Value" = None) -> Iterator
     """The documents of a text file, one by one, without the blank lines around them.
 
     Args:
-        path: a UTF-8 text, packed (`.txt.xz`) or not, in which a line `<|endoftext|>`
-            separates documents.
+        path: a UTF-8 text, packed (`.txt.xz`) or not, in which `<|endoftext|>`
+            separates documents, on a line of its own or within one.
         done: a shared counter, to which the bytes read are added.
 
     Raises:
@@ -81,19 +87,25 @@ def read_documents(path: Path, done: "multiprocessing.Value" = None) -> Iterator
     with path.open("rb") as raw:
         text = lzma.open(raw) if path.suffix == ".xz" else raw
         lines, counted = [], 0
+
+        def document() -> str:
+            text = b"".join(lines).decode().strip("\r\n")
+            return text.removeprefix(BOM).lstrip("\r\n")
+
         try:
             for line in text:
-                if line.strip() == END_OF_TEXT.encode():
-                    yield b"".join(lines).decode().strip("\r\n")
+                *ended, rest = line.split(MARK)
+                for part in ended:
+                    lines.append(part.strip(b" \t"))
+                    yield document()
                     lines = []
-                    if done is not None:
-                        with done.get_lock():
-                            done.value += raw.tell() - counted
-                        counted = raw.tell()
-                else:
-                    lines.append(line)
+                if ended and done is not None:
+                    with done.get_lock():
+                        done.value += raw.tell() - counted
+                    counted = raw.tell()
+                lines.append(rest.lstrip(b" \t") if ended else rest)
             if b"".join(lines).strip():
-                yield b"".join(lines).decode().strip("\r\n")
+                yield document()
         except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
             raise ValueError(
                 f"{path} cannot be read ({error}); it must be UTF-8 text, or such a "
@@ -101,19 +113,44 @@ def read_documents(path: Path, done: "multiprocessing.Value" = None) -> Iterator
             ) from error
 
 
-def choose_held_out(lengths: list[int], keys: list[str], share: float) -> set[int]:
+def same_text(document: str) -> str:
+    """The same for documents that differ in blanks, line ends, capitals or encoding."""
+    text = unicodedata.normalize("NFC", " ".join(document.split())).casefold()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def choose_held_out(
+    lengths: list[int],
+    keys: list[str],
+    share: float,
+    texts: list[str] | None = None,
+    least: int = 0,
+) -> set[int]:
     """Numbers of the documents to hold out: whole ones, about `share` of all tokens.
 
     They are taken in the order of `keys`, as long as they fit. The keys are hashes of
     the texts, so the order is random, and the same in every run.
+
+    Args:
+        lengths, keys: of each document.
+        share: of all tokens.
+        texts: equal for copies of a document, which stay together.
+        least: tokens that should be held out in any case, if documents are short.
     """
-    room = share * sum(lengths)
-    chosen = set()
+    copies: dict[str, list[int]] = {}
     for i in sorted(range(len(lengths)), key=keys.__getitem__):
-        if lengths[i] <= room:
-            chosen.add(i)
-            room -= lengths[i]
-    return chosen
+        copies.setdefault((texts or keys)[i], []).append(i)
+    sizes = {text: sum(lengths[i] for i in same) for text, same in copies.items()}
+    total, held, chosen = sum(lengths), 0, set()
+    for text, size in sizes.items():
+        if size <= share * total - held:
+            chosen.add(text)
+            held += size
+    for text, size in sizes.items():
+        if held < least and text not in chosen and size <= LARGEST * total:
+            chosen.add(text)
+            held += size
+    return {i for text in chosen for i in copies[text]}
 
 
 def write_shards(
@@ -192,12 +229,36 @@ def keep_tokenizer(path: Path | None, out: Path) -> None:
         copy_file(path, out / TOKENIZER)
 
 
+def encode_document(tokenizer, document: str, path: Path) -> list[int]:
+    """The tokens of a document of a file, and the token that ends it.
+
+    Raises:
+        ValueError: if the tokenizer gives up; tiktoken does by a panic of Rust's, which
+            is no `Exception`.
+    """
+    try:
+        return [*tokenizer.encode_ordinary(document), tokenizer.eot_token]
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        longest = max(
+            re.finditer(r"(.)\1*", document, re.DOTALL), key=lambda m: len(m[0])
+        )
+        start = " ".join(document.split()[:5])[:40]
+        raise ValueError(
+            f"{path} cannot be tokenised: in the document that begins {start!r} the "
+            f"character {longest[1]!r} stands {len(longest[0]):,} times in a row; "
+            "shorten that, or take the file out"
+        ) from None
+
+
 def prepare_source(
     path: Path,
     out: Path,
     held_out: float = 0.005,
     shard_tokens: int = 2**26,
     without: str | None = None,
+    least_held_out: int = 0,
     done: "multiprocessing.Value" = None,
 ) -> dict:
     """Tokenise one text file into `out`/<source>, unless that is done already.
@@ -206,9 +267,10 @@ def prepare_source(
         path: the text; see `read_documents`.
         out: the folder that gets the source's folder.
         held_out: share of the tokens to hold out, in whole documents. If no document
-            is small enough, the end of the last one is held out.
+            is small enough, the end of one of the last is held out.
         shard_tokens: the most tokens that a shard holds.
         without: leave out the documents in which this text stands.
+        least_held_out: tokens to hold out at least, if there are so many.
         done: see `read_documents`.
 
     Returns:
@@ -235,7 +297,8 @@ def prepare_source(
                 f"{index_path} is not of a source that this program made; choose "
                 "another --out"
             )
-        if recipe.items() <= index.items() and index.get("without") == without:
+        same = recipe.items() <= index.items() and index.get("without") == without
+        if same and tokens_in(index, "held_out") >= least_held_out:
             return index
         index_path.unlink()  # made otherwise, or from another text: make it again
     folder.mkdir(parents=True, exist_ok=True)
@@ -243,7 +306,7 @@ def prepare_source(
         if OWN_SHARD.fullmatch(old.name):
             old.unlink()
 
-    lengths, keys, empty, left_out = [], [], 0, 0
+    lengths, keys, texts, empty, left_out = [], [], [], 0, 0
     scratch = folder / "tokens.partial"
     with scratch.open("wb") as file:
         for document in read_documents(path, done):
@@ -253,10 +316,11 @@ def prepare_source(
             if without is not None and without in document:
                 left_out += 1
                 continue
-            ids = [*tokenizer.encode_ordinary(document), tokenizer.eot_token]
+            ids = encode_document(tokenizer, document, path)
             file.write(np.array(ids, TOKEN).tobytes())
             lengths.append(len(ids))
             keys.append(hashlib.sha256(document.encode()).hexdigest())
+            texts.append(same_text(document))
     if not lengths:
         scratch.unlink()
         raise ValueError(f"{path} holds no text; take it out of the list of files")
@@ -264,13 +328,19 @@ def prepare_source(
     tokens = np.memmap(scratch, TOKEN, "r")
     ends = np.cumsum(lengths).tolist()
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
-    chosen = choose_held_out(lengths, keys, held_out)
+    chosen = choose_held_out(lengths, keys, held_out, texts, least_held_out)
     held = [spans[i] for i in sorted(chosen)]
     train = [span for i, span in enumerate(spans) if i not in chosen]
-    if not held and held_out > 0:
-        start, end = train[-1]
-        cut = end - min(end - start, round(held_out * ends[-1]))
-        train[-1], held = (start, cut), [(cut, end)]
+    lacking = least_held_out - sum(end - start for start, end in held)
+    if train and held_out > 0 and (not held or lacking > 0):
+        lacking = max(lacking, 0 if held else round(held_out * ends[-1]))
+        number = last_long_one(
+            train, lacking, [texts[i] for i in range(len(texts)) if i not in chosen]
+        )
+        start, end = train[number]
+        cut = end - min(end - start, lacking)
+        train[number] = start, cut
+        held.append((cut, end))
     index = {
         **recipe,
         "documents": len(lengths),
@@ -285,6 +355,24 @@ def prepare_source(
     scratch.unlink()
     write_atomically(index_path, json.dumps(index, indent=2) + "\n")
     return index
+
+
+def last_long_one(spans: list[tuple[int, int]], tokens: int, texts: list[str]) -> int:
+    """The last document of more than so many tokens of which there is no copy.
+
+    If there is none, the longest.
+    """
+    times = Counter(texts)
+    sizes = [end - start for start, end in spans]
+    fitting = [
+        i for i, text in enumerate(texts) if times[text] == 1 and sizes[i] > tokens
+    ]
+    return fitting[-1] if fitting else sizes.index(max(sizes))
+
+
+def tokens_in(index: dict, split: str) -> int:
+    """How many tokens the index of a source counts in a split."""
+    return sum(shard["tokens"] for shard in index.get(split, []))
 
 
 _bytes_done = None  # in a worker process: the counter that all of them share
@@ -307,6 +395,7 @@ def prepare(
     workers: int | None = None,
     tokenizer: Path | None = None,
     without: str | None = None,
+    least_held_out: int = 0,
 ) -> dict[str, dict]:
     """Tokenise several text files at once, with a progress bar over their bytes.
 
@@ -314,7 +403,7 @@ def prepare(
         paths, out, held_out, shard_tokens: see `prepare_source`.
         workers: how many processes; by default one for each core.
         tokenizer: file of a tokenizer; by default GPT-2's is used.
-        without: see `prepare_source`.
+        without, least_held_out: see `prepare_source`.
 
     Returns:
         For each source its `index.json`.
@@ -335,16 +424,14 @@ def prepare(
         if names.count(name) > 1:
             raise ValueError(f"two files are called {name}; rename one of them")
     keep_tokenizer(tokenizer, out)
+    recipe = held_out, shard_tokens, without, least_held_out
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     workers = min(len(paths), workers or os.cpu_count() or 1)
     total = sum(path.stat().st_size for path in paths)
     bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenising")
     with bar, ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool:
-        jobs = [
-            pool.submit(_work, (path, out, held_out, shard_tokens, without))
-            for path in paths
-        ]
+        jobs = [pool.submit(_work, (path, out, *recipe)) for path in paths]
         while not all(job.done() for job in jobs):
             time.sleep(0.2)
             if counter.value > bar.n:
@@ -477,6 +564,30 @@ def open_sources(
     return sources
 
 
+def copies_across(folder: Path, names: list[str]) -> dict[tuple[str, str], int]:
+    """How many documents that one source holds out another one trains on.
+
+    Returns:
+        Numbers above 0 by (the one, the other).
+    """
+    end, found = open_tokenizer(folder).eot_token, Counter()
+
+    def documents(name: str, split: str) -> set[bytes]:
+        shards = TokenShards(folder / name, split, 1).shards
+        ends = [np.flatnonzero(shard == end) + 1 for shard in shards]
+        pairs = zip(shards, ends, strict=True)
+        parts = (part for shard, cuts in pairs for part in np.split(shard, cuts))
+        return {hashlib.sha256(part).digest() for part in parts if len(part)}
+
+    held = {name: documents(name, "held_out") for name in names}
+    for other in names:
+        trained = documents(other, "train")
+        for name in names:
+            if name != other:
+                found[name, other] += len(held[name] & trained)
+    return {pair: number for pair, number in found.items() if number}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command: see the head of this file."""
     parser = argparse.ArgumentParser(
@@ -530,15 +641,17 @@ def main(arguments: list[str] | None = None) -> None:
             "command again with --workers 1"
         )
     for name, index in indexes.items():
-        train, held = (
-            sum(shard["tokens"] for shard in index[split])
-            for split in ("train", "held_out")
-        )
+        train, held = tokens_in(index, "train"), tokens_in(index, "held_out")
         empty = index["empty_documents"]
         skipped = f", {empty} empty ones skipped" if empty else ""
-        print(
+        say(
             f"{name}: {train:,} tokens to train on, {held:,} held out, "
             f"{index['documents']:,} documents{skipped}"
+        )
+    for (name, other), number in copies_across(given.out, list(indexes)).items():
+        say(
+            f"{name} holds out {number:,} documents that {other} has too, and training "
+            "reads them there; put both texts into one file to hold them out for good"
         )
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from appendix_a_pytorch import two_processes
 from appendix_a_pytorch.readiness_checks import QUESTIONS, Readiness
-from shared.appendix_a import Rings, Value, fit
+from shared.appendix_a import Rings, Value, ancestors, fit
 from tools.export import ROOT
 
 # Value
@@ -88,7 +88,7 @@ def test_an_input_s_slope_with_respect_to_itself_is_1():
 def test_ancestors_come_after_all_that_was_made_of_them():
     a = Value(1.0)
     short, long = a * 2, (((a + 1) * 3).tanh() + a).exp()
-    order = (short + long).ancestors()
+    order = ancestors(short + long)
     assert len(order) == len(set(order))
     for i, value in enumerate(order):
         assert all(order.index(parent) > i for parent, _ in value.parents)

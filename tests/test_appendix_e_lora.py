@@ -20,7 +20,7 @@ from shared.appendix_e import (
     replace_linear_with_lora,
 )
 from shared.ch04 import generate_text_simple
-from shared.ch05 import load_checkpoint, save_checkpoint
+from shared.ch05 import load_checkpoint, save_checkpoint, train_model_simple
 from shared.ch06 import GPTClassifier, set_trainable
 
 TINY = {**models.TINY, "n_layers": 2, "qkv_bias": True}
@@ -507,3 +507,25 @@ def test_fingerprint_is_of_the_names_too():
         replace_linear_with_lora(model, 2, 4)
         found.append(learned_part(model).cfg["base"])
     assert found[0] != found[1]
+
+
+def test_training_after_the_updates_were_merged_says_that_all_is_frozen():
+    model = make_model()
+    replace_linear_with_lora(model, 4, 8)
+    merge_lora(trained(model))
+    assert learning(model) == []
+    optimizer = torch.optim.AdamW(model.parameters())  # takes frozen weights, too
+    loader = [(IDS, IDS)]
+    settings = {"num_epochs": 1, "eval_freq": 1, "eval_iter": 1, "device": "cpu"}
+    with pytest.raises(
+        ValueError, match=r"all weights .* frozen.*requires_grad_\(True"
+    ):
+        train_model_simple(
+            model,
+            loader,
+            loader,
+            optimizer,
+            start_context="a",
+            tokenizer=None,
+            **settings,
+        )

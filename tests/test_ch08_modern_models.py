@@ -124,6 +124,21 @@ def test_rotation_keeps_half_precision():
     )
 
 
+def test_angles_keep_far_positions_apart_under_any_default_dtype():
+    positions = torch.arange(600)
+    wanted, ids = rotation_angles(positions, 8, 1e4), torch.arange(15)[None]
+    torch.set_default_dtype(torch.bfloat16)  # as one builds a large model
+    try:
+        assert torch.equal(rotation_angles(positions, 8, 1e4), wanted)
+        model = LlamaModel(TINY)
+        assert model.tok_emb.weight.dtype == torch.bfloat16
+        angles = model.trf_blocks[0].att.angles(256, 258, ids.device)
+        assert angles[0, 0] == 256 and angles[1, 0] == 257
+        assert model(ids).isfinite().all()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_reordered_rows_turn_as_neighbours_did():
     torch.manual_seed(0)
     T, H, D = 6, 3, 8

@@ -5,12 +5,14 @@ import json
 import math
 import re
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
 from ch09_rewards import asked_words, compare, pictures
 from ch09_rewards import rewards as module
+from ch09_rewards.guards import as_rewards
 from shared.ch09 import (
     LONGEST,
     Story,
@@ -382,6 +384,17 @@ def test_advantages_by_hand():
     assert found[0].tolist() == pytest.approx(trl, abs=1e-7)
 
 
+@pytest.mark.parametrize("group", [2, 3, 7, 8, 64])
+@pytest.mark.parametrize("reward", [0.1, -0.3, 100.3, 1000.7, 123456.7, 1e-30, 3e38])
+def test_equal_rewards_have_no_advantage_at_all(reward, group):
+    """Also where float32 rounds their mean."""
+    rewards = torch.full((2, group), reward)
+    rewards[0, 0] = rewards[0, 0] * 0.5
+    found = group_advantages(rewards)
+    assert found[1].tolist() == [0.0] * group
+    assert reward == 3e38 or found[0].abs().min() > 0
+
+
 def by_hand(new, old, known, advantages, counts, beta, clip):
     """The loss of GRPO, token by token, in Python's float64."""
     gains = []
@@ -570,6 +583,83 @@ def test_a_pair_of_equal_texts_is_refused(model):
 def test_what_makes_no_sense_is_refused(model, call, message):
     with pytest.raises(ValueError, match=message):
         call(model)
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (lambda n: [1.0] * (n - 1), "reward gave 3 for 4 stories"),
+        (lambda n: [1.0] * (2 * n), "reward gave 8 for 4 stories"),
+        (lambda n: iter([1.0]), "reward gave 1 for 4 stories"),
+        (lambda n: torch.ones(2, n), "reward gave 2 for 4 stories"),
+        (lambda n: 0.5, "reward gave 0.5; it must return one number for each of the 4"),
+        (lambda n: torch.tensor(0.5), "reward gave tensor.0.5"),
+        (lambda n: None, "reward gave None; it must"),
+        (lambda n: {"a": 1}, "reward gave .'a': 1"),
+        (lambda n: torch.ones(n, 2), "reward 0 is tensor"),
+        (lambda n: [1.0, None, 1.0, 1.0], "reward 1 is None; it must"),
+        (lambda n: ["1"] * n, "reward 0 is '1'"),
+        (lambda n: [1.0, math.nan, 1.0, 1.0], "a reward is nan"),
+    ],
+)
+def test_a_reward_function_gives_one_number_for_each_story(model, gives, message):
+    policy = learner(model)
+    before = copy.deepcopy(policy)
+    words = [("cat", "big", "run")] * 2
+    with pytest.raises((TypeError, ValueError), match=message):
+        train_grpo(
+            policy,
+            model,
+            Tokenizer(),
+            words,
+            lambda stories: gives(len(stories)),
+            0.0,
+            1e-3,
+            group=2,
+        )
+    assert same_weights(policy, before)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[1, 2.5], (True, 0), torch.tensor([[1.0], [2.0]]), pd.Series([1, 2], [5, 7])],
+)
+def test_rewards_may_come_in_any_list(given):
+    found = as_rewards(given, 2)
+    assert found.dtype == torch.float32 and found.shape == (2,)
+    assert found.tolist() == [float(x) for x in given]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fox", "three words such as .*, not 'fox'"),
+        ("kite", "three words such as .*, not 'kite'"),
+        (("fox", "run"), "has three words.* has 2"),
+        (["a", "b", "c", "d"], "has three words.* has 4"),
+        (("fox", 3, "run"), "3 in .* is no word"),
+        (("fox", "", "run"), "has an empty word"),
+        (None, "three words such as .*, not None"),
+    ],
+)
+def test_a_request_is_three_words(model, words, message):
+    for use in (request, lambda x: tell_stories(model, Tokenizer(), [x])):
+        with pytest.raises((TypeError, ValueError), match=message):
+            use(words)
+
+
+def test_a_frozen_model_is_refused_before_any_story(model):
+    frozen = learner(model).requires_grad_(False)  # as it is after merge_lora
+    calls = [
+        lambda: train_on_best(frozen, NINE, 1e-3),
+        lambda: train_dpo(frozen, model, [(NINE[1], NINE[0])], 0.1, 1e-3),
+        lambda: train_grpo(frozen, model, None, [("a", "b", "c")], None, 0.0, 1e-3),
+    ]
+    for call in calls:
+        with pytest.raises(
+            ValueError, match="frozen, so none could learn; train learn"
+        ):
+            call()
 
 
 def test_a_reward_that_is_no_number_is_refused_before_any_step(model):

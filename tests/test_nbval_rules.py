@@ -62,8 +62,8 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """Run one notebook that holds every case; outcome by name."""
+def printed(tmp_path_factory):
+    """Run one notebook that holds every case; what pytest prints."""
     folder = tmp_path_factory.mktemp("rules")
     (folder / "conftest.py").write_text((ROOT / "conftest.py").read_text())
     cells = [cell for cell, _ in CASES.values()]
@@ -75,7 +75,14 @@ def outcomes(tmp_path_factory):
     command += ["-p", "no:cacheprovider", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert "exercises.ipynb" not in done.stdout
-    found = re.findall(r"Cell (\d+) (PASSED|FAILED)", done.stdout)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def outcomes(printed):
+    """The outcome of each case by name."""
+    found = re.findall(r"Cell (\d+) (PASSED|FAILED)", printed)
+    assert [int(number) for number, _ in found] == list(range(1, len(CASES) + 1))
     return {
         name: outcome.lower() for name, (_, outcome) in zip(CASES, found, strict=True)
     }
@@ -84,6 +91,17 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_rule(outcomes, name):
     assert outcomes[name] == CASES[name][1]
+
+
+def test_a_failure_says_which_side_is_stored_and_where_it_is_in_jupyterlab(printed):
+    number = 1 + list(CASES).index("word")
+    found = printed.split(f"\n[{number}]: ")[1].split("\n____")[0]
+    assert "\n--- stored in the notebook\n+++ printed now\n" in found
+    assert "\n-the dog\n+the cat\n" in found
+    number = 1 + list(CASES).index("unrun")
+    found = printed.split(f"\n[{number}]: ")[1].split("Input:")[0]
+    assert "never run: run it in JupyterLab and save" in found
+    assert found.strip().endswith("tools.course run --write n.ipynb")
 
 
 def test_no_test_reaches_the_network():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shared import plots
+from tools.course import stored_run
 from tools.export import ROOT, chapter_notebooks
 
 NOTEBOOKS = [*chapter_notebooks(), *sorted(ROOT.glob("*/exercises.ipynb"))]
@@ -44,7 +45,7 @@ def problems(notebook):
     "path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT).as_posix()
 )
 def test_every_stored_figure_has_a_text_and_a_background(path):
-    assert not problems(nbformat.read(path, as_version=4))
+    assert not problems(stored_run(path) or pytest.skip("only read; no git here"))
 
 
 def stored(figure_options=None, alt="Two points: the second lies higher."):

@@ -151,6 +151,23 @@ def test_samples_become_a_page(writer, base):
     assert max(len(x) for x in page.splitlines() if "*hi*" in x) <= 88
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 seconds"), (59, "59 seconds"), (60, "1 minute"), (89, "1 minute")]
+    + [(91, "2 minutes"), (3000, "50 minutes")],
+)
+def test_a_time_has_its_unit(seconds, words):
+    assert card.duration(seconds) == words
+
+
+def test_a_source_whose_name_is_no_utf8_is_drawn_and_named(run, base):
+    log = json.loads(json.dumps(LOG).replace("news", "M\\udce4rchen"))
+    write_log(run, log)
+    card.main([str(run), str(base)])
+    text = (base / "README.md").read_text(encoding="utf-8")
+    assert "| M\ufffdrchen | 7.000 |" in text
+
+
 def test_without_samples_there_is_no_page(run, base):
     card.main([str(run), str(base)])
     assert not (base / "growing_up.md").exists()

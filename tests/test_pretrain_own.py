@@ -1,7 +1,12 @@
 """A folder of texts becomes a model, a report, and clear words if it cannot."""
 
 import json
+import os
+import random
 import re
+import shutil
+import sys
+import unicodedata
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +14,17 @@ import torch
 from matplotlib.figure import Figure
 
 from pretrain import own
-from pretrain.prepare import TOKENIZER
+from pretrain.prepare import TOKENIZER, open_sources
 from pretrain.run import Pretraining
 from pretrain.settings import Settings
 from shared.ch02 import BPETokenizer
-from shared.ch05 import build_pretrained, generate, read_gpt2_folder
+from shared.ch04 import GPTModel
+from shared.ch05 import (
+    build_pretrained,
+    generate,
+    read_gpt2_folder,
+    save_gpt2_folder,
+)
 from shared.data import get as data_path
 
 
@@ -148,6 +159,235 @@ def test_other_wishes_and_other_texts_need_another_folder(tales, tmp_path, monke
     (texts / "b.txt").write_text("More.", encoding="utf-8")
     with pytest.raises(SystemExit, match="has changed since"):
         command(texts, out)
+
+
+# What a folder of texts may contain
+
+
+def words(seed, letters):
+    """A document of made-up words, unlike those of other seeds."""
+    draw = random.Random(seed)
+    text = ""
+    while len(text) < letters:
+        text += "".join(draw.choices("aeioustrlnm", k=draw.randint(2, 8))) + " "
+    return text[:letters].strip()
+
+
+@pytest.fixture
+def gathered(tmp_path):
+    """A function that writes files into a folder; what is gathered from them."""
+
+    def run(files, out="mine"):
+        folder, out = tmp_path / "texts", tmp_path / out
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(
+                content if isinstance(content, bytes) else content.encode()
+            )
+        found = own.gather(folder, out)
+        whole = (out / "texts.txt").read_text(encoding="utf-8")
+        documents = whole.split("\n<|endoftext|>\n")
+        assert documents.pop() == ""
+        return documents, found[1]
+
+    return run
+
+
+def test_hidden_files_and_those_of_other_systems_are_no_texts(gathered):
+    text = words(1, 21_000)
+    hidden = [".git/a.txt", ".b.txt", "c/.ipynb_checkpoints/d.txt", "__MACOSX/._e.txt"]
+    documents, _ = gathered({**dict.fromkeys(hidden, "hidden"), "LOUD.TXT": text})
+    assert documents == [text]
+
+
+def test_what_a_run_wrote_into_the_folder_is_no_text(gathered, tmp_path):
+    text = words(1, 21_000)
+    first, _ = gathered({"a.txt": text}, "texts/runs/1")
+    (tmp_path / "texts/runs/1/shards").mkdir()
+    (tmp_path / "texts/runs/1/asked.json").write_text("{}")
+    assert gathered({}, "texts/runs/1")[0] == gathered({}, "texts/2")[0] == [text]
+    with pytest.raises(ValueError, match="--out is the folder of the texts"):
+        gathered({}, "texts")
+    documents, _ = gathered(
+        {"b.txt": words(2, 99)}, "."
+    )  # texts in the folder of a run
+    assert sorted(documents) == sorted([text, words(2, 99)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x,
+        lambda x: x.replace("\n", "\r\n"),
+        lambda x: "\ufeff" + x.replace(" ", "  "),
+        lambda x: unicodedata.normalize("NFD", x),
+    ],
+)
+def test_copies_of_a_document_are_taken_once(gathered, change, capsys):
+    texts = [f"Café {i}\n{words(i, 400)}" for i in range(60)]
+    mark = "\n<|endoftext|>\n"
+    both = {"a.txt": mark.join(texts), "b/copy.txt": change(mark.join(texts[:40]))}
+    documents, _ = gathered(both)
+    assert documents == texts
+    assert "copies of other documents, left out: 40\n" in capsys.readouterr().out
+
+
+def test_copies_do_not_make_a_text_long_enough(gathered):
+    with pytest.raises(ValueError, match="300 characters of text, besides 99 copies"):
+        gathered({f"{i}.txt": words(1, 300) for i in range(100)})
+
+
+def test_a_byte_order_mark_is_no_letter(gathered):
+    text = words(1, 21_000)
+    documents, beginnings = gathered({"a.txt": "\ufeff" + text})
+    assert documents == [text] and beginnings == [" ".join(text.split()[:5])]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_line_ends_of_other_systems_are_line_ends(gathered, end):
+    lines = [words(i, 300) for i in range(80)]
+    for _ in range(2):  # the same command again has the same texts
+        assert gathered({"a.txt": end.join(lines)})[0] == ["\n".join(lines)]
+
+
+@pytest.mark.parametrize(
+    "joined", ["{}<|endoftext|>{}", "{} <|endoftext|> {}", "{} <|endoftext|>\n{}"]
+)
+def test_the_mark_between_documents_may_stand_in_a_line(gathered, joined):
+    texts = [words(i, 7_100) for i in range(3)]
+    documents, _ = gathered(
+        {"a.txt": joined.format(joined.format(*texts[:2]), texts[2])}
+    )
+    assert documents == texts
+
+
+@pytest.mark.parametrize("letters", ["字", "ab", "a\u0301"])
+def test_beginnings_are_short_where_words_have_no_spaces(gathered, letters):
+    files = {f"{i}.txt": f"{i}" + letters * 20_000 for i in range(2)}
+    _, beginnings = gathered(files)
+    assert [x[0] for x in beginnings] == ["0", "1"]
+    assert all(len(x) <= own.LETTERS for x in beginnings)
+
+
+def test_beginnings_differ_where_they_can(gathered):
+    files = {f"{i}.txt": "Once upon a time there " + words(i, 900) for i in range(30)}
+    assert gathered(files)[1] == ["Once upon a time there"]
+    files = {"z.txt": "Long ago in a town " + words(99, 900)}
+    assert gathered(files, "2")[1] == ["Once upon a time there", "Long ago in a town"]
+
+
+@pytest.mark.parametrize("options", [(), ("--start", "base"), ("--tokens", "gpt2")])
+@pytest.mark.parametrize("documents", [1, 57])
+def test_of_little_text_enough_is_held_out(tmp_path, monkeypatch, options, documents):
+    monkeypatch.setattr(own, "pretrain", lambda settings: False)
+    monkeypatch.setattr(own, "measure", lambda settings: own.Pace(1, 1, 1, 1))
+    texts, out = tmp_path / "texts", tmp_path / "mine"
+    texts.mkdir()
+    size = 20_200 // documents
+    found = [f"{i} {words(i, size)}" for i in range(documents)]
+    (texts / "a.txt").write_text("\n<|endoftext|>\n".join(found), encoding="utf-8")
+    command(texts, out, *options)
+    context = 512 if "base" in options else 256
+    for split in ("train", "held_out"):
+        [source] = open_sources(out / "shards", split, context).values()
+        assert len(source) >= 1
+    held_out = own.tokens_of(out / "shards", "held_out")
+    assert held_out < 0.2 * own.tokens_of(out / "shards")
+
+
+def test_a_text_of_too_few_tokens_is_refused_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "measure", None)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("a" * 30_000)
+    with pytest.raises(
+        SystemExit, match="since they repeat themselves .* --tokens gpt2"
+    ):
+        command(tmp_path / "texts", tmp_path / "1")
+    monkeypatch.setattr(own, "context_of", lambda start: 30_000)
+    message = "too few tokens: a model reads 30000 at once, and as many are held out"
+    with pytest.raises(SystemExit, match=message):
+        command(tmp_path / "texts", tmp_path / "2", "--tokens", "gpt2")
+
+
+def test_what_the_tokenizer_cannot_take_is_named(tmp_path):  # Rust panics
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("x" + " " * 1_000_100 + "y")
+    message = "texts.txt cannot be tokenised: .* 'x y' the character ' ' stands 1,000"
+    with pytest.raises(SystemExit, match=message):
+        command(tmp_path / "texts", tmp_path / "mine", "--tokens", "gpt2")
+
+
+def finished(out):
+    """A run's folder as it is when training has ended, without the training."""
+    out.mkdir(parents=True)
+    tokenizer = BPETokenizer()
+    tokenizer.train("a fox and a box and a fox", 260)
+    cfg = {"vocab_size": 260, "context_length": 16, "emb_dim": 8, "n_heads": 2}
+    cfg |= {"n_layers": 1, "drop_rate": 0.0, "qkv_bias": True, "tie_weights": True}
+    save_gpt2_folder(GPTModel(cfg), out / "model")
+    tokenizer.save(out / "model" / TOKENIZER)
+    log = [
+        {
+            **{"event": "start", "step": 0, "parameters": 1, "device": "cpu"},
+            **{"threads": 2, "precision": "fp32", "torch": "2"},
+            "settings": {"prompts": ["A fox"]},
+        },
+        {"event": "train", "step": 10, "tokens": 320, "loss": 10.0},
+        {
+            **{"event": "eval", "step": 20, "tokens": 640, "loss": 7.5},
+            **{"losses": {"texts": 7.5}, "sequences": None},
+        },
+        {"event": "end", "step": 20, "tokens": 640, "seconds": 45.0},
+    ]
+    lines = "".join(json.dumps(line) + "\n" for line in log)
+    (out / "log.jsonl").write_text(lines, encoding="utf-8")
+    return log
+
+
+def test_a_report_is_about_the_reader_s_text(tmp_path):
+    out = tmp_path / "run"
+    finished(out)
+    text = own.report(out, "my\ntales").read_text("utf-8")
+    assert text.startswith("# A model of my tales\n")
+    assert "| texts | 7.500 |" in text
+    assert "mixture" not in text and "of no source" not in text
+    assert "| training time | 45 seconds |" in text
+    assert "260 tokens, its own" in text
+    text = own.report(out, "tales", "base").read_text("utf-8")
+    assert "260 tokens, the base's (`tokenizer.json`)" in text
+
+
+def test_a_report_is_written_also_where_nothing_was_held_out(tmp_path):
+    out = tmp_path / "run"
+    log = finished(out)
+    lines = "".join(json.dumps(x) + "\n" for x in log if x["event"] != "eval")
+    (out / "log.jsonl").write_text(lines, encoding="utf-8")
+    text = own.report(out, "tales").read_text("utf-8")
+    assert "No text as long as a training sequence was held out, so no losses." in text
+    assert (out / "losses.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names are Linux's")
+def test_names_that_are_no_utf8_do_not_spoil_a_report(tmp_path, monkeypatch, capsys):
+    odd = os.fsdecode(b"M\xe4rchen")
+    texts = tmp_path / odd / "texts"
+    texts.mkdir(parents=True)
+    (texts / os.fsdecode(b"\xfc.txt")).write_text(words(1, 21_000))
+    monkeypatch.setattr(own, "measure", lambda settings: own.Pace(1, 1, 1, 1))
+
+    def pretrain(settings):
+        finished(tmp_path / "run")
+        shutil.copytree(tmp_path / "run", settings.run_folder, dirs_exist_ok=True)
+        return True
+
+    monkeypatch.setattr(own, "pretrain", pretrain)
+    with pytest.raises(SystemExit, match="a folder whose name is not UTF-8"):
+        command(texts.parent, tmp_path / "mine" / odd)
+    command(texts.parent, tmp_path / "mine")
+    report = (tmp_path / "mine/report.md").read_text("utf-8")
+    assert report.startswith("# A model of M\ufffdrchen\n")
+    assert "read " in capsys.readouterr().out
 
 
 def test_what_is_no_text_gets_a_clear_word(tales, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,15 +179,103 @@ def test_empty_documents_are_skipped_and_counted(tmp_path):
     assert token_ids(tmp_path / "x", "train") == wanted
 
 
-def test_the_separator_counts_only_on_a_line_of_its_own(tmp_path):
-    text = "a <|endoftext|> b\n  <|endoftext|>\r\n\r\n c \r\n"
+def test_the_separator_counts_on_a_line_of_its_own_and_within_one(tmp_path):
+    text = "a | b\n  |\r\n\r\n c \r\nd||\ne".replace("|", "<|endoftext|>")
     (tmp_path / "x.txt").write_bytes(text.encode())
     found = list(read_documents(tmp_path / "x.txt"))
-    assert found == ["a <|endoftext|> b", " c "]
+    assert found == ["a", "b", " c \r\nd", "", "e"]
     prepare_source(tmp_path / "x.txt", tmp_path, 0)
     ids = token_ids(tmp_path / "x", "train")
-    assert as_documents(ids) == [encode(found[0]), encode(found[1])]
-    assert ids.count(50256) == 2  # as text it is ordinary text
+    assert as_documents(ids) == [encode(text) for text in found if text]
+    assert ids.count(50256) == 4  # it never becomes thirteen letters
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.txt.xz"])
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path, name):
+    path = write_text(tmp_path / name, ["\ufeffone", "\ufefftwo", "three\ufeff"])
+    assert list(read_documents(path)) == ["one", "two", "three\ufeff"]
+
+
+def test_copies_of_a_document_are_held_out_together_or_not_at_all(tmp_path):
+    documents = make_documents(40)
+    copies = [text.upper().replace(" ", "\n ") for text in documents[::2]]
+    path = write_text(tmp_path / "x.txt", documents + documents[:9] + copies)
+    prepare_source(path, tmp_path / "out", held_out=0.3)
+    tokenizer = get_tokenizer()
+    train, held = (
+        {
+            " ".join(tokenizer.decode(ids[:-1]).casefold().split())
+            for ids in as_documents(token_ids(tmp_path / "out/x", split))
+        }
+        for split in ("train", "held_out")
+    )
+    assert len(train) + len(held) == 40 and not train & held and len(held) > 3
+
+
+def test_copies_in_another_file_are_told(tmp_path, capsys):
+    documents = make_documents(40)
+    texts = {"a": documents, "b": documents[20:] + make_documents(30, 9), "c": ["x"]}
+    paths = [str(write_text(tmp_path / f"{n}.txt", texts[n])) for n in texts]
+    main([*paths, "--out", str(tmp_path / "out"), "--held-out", "0.3"])
+    splits = [
+        {tuple(ids) for ids in as_documents(token_ids(tmp_path / "out" / name, split))}
+        for name, split in (("a", "held_out"), ("b", "train"))
+    ]
+    printed = capsys.readouterr().out
+    number = len(splits[0] & splits[1])
+    assert number and f"a holds out {number} documents that b has too" in printed
+    assert "c has too" not in printed and "c holds" not in printed
+
+
+def test_the_end_that_is_held_out_is_of_no_document_with_a_copy(tmp_path):
+    long, copied = (" ".join(make_documents(30, seed)) for seed in (1, 2))
+    path = write_text(tmp_path / "x.txt", [long, copied, copied])
+    prepare_source(path, tmp_path, held_out=0.05)
+    held = token_ids(tmp_path / "x", "held_out")
+    assert encode(long)[-len(held) :] == held
+
+
+def test_a_little_text_holds_out_as_much_as_is_asked_for(tmp_path):
+    documents = make_documents(60)
+    path = write_text(tmp_path / "x.txt", documents)
+    few = prepare_source(path, tmp_path, held_out=0.01)
+    assert prepare.tokens_in(few, "held_out") < 100
+    more = prepare_source(path, tmp_path, held_out=0.01, least_held_out=100)
+    assert 100 <= prepare.tokens_in(more, "held_out") < 200
+    held = as_documents(token_ids(tmp_path / "x", "held_out"))
+    assert all(ids in map(encode, documents) for ids in held)  # whole ones
+    times = [os.utime(p, (1, 1)) for p in (tmp_path / "x").iterdir()]
+    prepare_source(path, tmp_path, held_out=0.01)  # enough is held out: it stays
+    assert times and all(p.stat().st_mtime == 1 for p in (tmp_path / "x").iterdir())
+
+
+class Panic(BaseException):
+    """What Rust's panics are in Python."""
+
+
+Panic.__name__ = "PanicException"
+
+
+def test_a_text_that_the_tokenizer_cannot_take_is_named(tmp_path, monkeypatch):
+    def encode_ordinary(text):
+        raise Panic
+
+    broken = SimpleNamespace(encode_ordinary=encode_ordinary, n_vocab=9, eot_token=8)
+    monkeypatch.setattr(prepare, "open_tokenizer", lambda folder: broken)
+    path = write_text(tmp_path / "x.txt", ["A tale" + "!" * 500])
+    message = "x.txt cannot be tokenised: .*'A tale!!!.*' the character '!' stands 500 "
+    with pytest.raises(ValueError, match=message):
+        prepare_source(path, tmp_path)
+    broken.encode_ordinary = lambda text: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_source(path, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names are Linux's")
+def test_a_name_that_is_no_utf8_can_be_printed(tmp_path, capsys):
+    path = write_text(tmp_path / os.fsdecode(b"M\xe4rchen.txt"), ["text"])
+    main([str(path), "--out", str(tmp_path / "out"), "--workers", "1"])
+    assert "rchen: " in capsys.readouterr().out
 
 
 def test_progress_counts_the_bytes_of_the_file(tmp_path):

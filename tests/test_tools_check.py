@@ -111,7 +111,9 @@ def test_all_steps_run_and_one_that_fails_is_told(course, monkeypatch, capsys, s
         if command[0] == "git":
             return usual(command, **options)
         ran.append(command[2:])
-        return subprocess.CompletedProcess(command, status * ("ruff" in command))
+        failed = status * ("ruff" in command or "tools.export" in command)
+        stale = "stale: ch03_x/a.py\n" if "tools.export" in command else None
+        return subprocess.CompletedProcess(command, failed, stale)
 
     monkeypatch.setattr(subprocess, "run", run)
     assert check.main(["--list"]) == 0 and ran == []
@@ -125,9 +127,13 @@ def test_all_steps_run_and_one_that_fails_is_told(course, monkeypatch, capsys, s
     assert ran[3][-1] == "tests/test_tools_bundle.py"
     assert ran[4][-2:] == ["-k", "ch03_x or ch03_x/a.ipynb or ch03_x/exercises.ipynb"]
     printed = capsys.readouterr().out
-    assert printed.endswith(
-        f"{['all is well', 'something failed'][status]}, after 0 s\n"
-    )
+    if status:
+        end = printed[printed.index("failed: ") :]
+        assert "ruff check . -> " in end and "-> python -m ruff format .\n" in end
+        assert "\nstale: ch03_x/a.py\nfailed: python -m tools.export" in end
+        assert "make export" in end and end.endswith("something failed, after 0 s\n")
+    else:
+        assert "failed" not in printed and printed.endswith("all is well, after 0 s\n")
     assert (
         "not run again, which takes longer: pytest --nbval ch03_x/a.ipynb\n" in printed
     )

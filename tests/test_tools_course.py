@@ -2,6 +2,7 @@
 
 import copy
 import re
+import subprocess
 
 import nbformat
 import pytest
@@ -126,6 +127,104 @@ def test_what_was_changed_alone_is_noticed_and_replaced_whole(change):
     change(book)
     assert book.metadata.get("run_sha256") != course.run_id(book)
     assert loss_after(ran(loss=2), book) == "loss 2\n"
+
+
+# What JupyterLab writes when someone has read a notebook, run it and saved it
+
+
+def read_in_jupyterlab(book, first=1):
+    """A notebook as JupyterLab saves it: `first` is what its first cell was run as."""
+    book = copy.deepcopy(book)
+    for number, cell in enumerate(course.code_cells(book), start=first):
+        cell.execution_count = number
+        cell.metadata["execution"] = {"iopub.execute_input": "2030-01-01T10:00:00Z"}
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = number
+    noise = new_output("stream", name="stderr", text="UserWarning: a font is missing\n")
+    view = {
+        course.WIDGET: {"model_id": "ab12", "version_major": 2},
+        "text/plain": "Box",
+    }
+    text = book.cells[1].outputs.pop(0).text
+    book.cells[1].outputs[:0] = [
+        new_output("display_data", view),
+        new_output("stream", text=text[:3]),
+        noise,
+        new_output("stream", text=text[3:]),
+    ]
+    state = {"ab12": {"model_module": "@jupyter-widgets/controls", "state": {}}}
+    widgets = {"application/vnd.jupyter.widget-state+json": {"state": state}}
+    book.metadata["widgets"] = widgets
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "My Python"}
+    book.metadata["language_info"] = {"name": "python", "version": "3.13.1"}
+    return book
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A notebook in a repository, as it was committed: its path."""
+    path = tmp_path / "n.ipynb"
+    book = stored()
+    result = new_output("execute_result", {"text/plain": "7"}, execution_count=4)
+    book.cells.append(new_code_cell("7", outputs=[result], execution_count=4))
+    book.metadata["run_sha256"] = course.run_id(book)
+    nbformat.write(book, path)
+    own = ["-c", "user.name=A", "-c", "user.email=a@b", "-c", "core.autocrlf=false"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "n"]):
+        subprocess.run(["git", *own, *arguments], cwd=tmp_path, check=True)
+    return path
+
+
+@pytest.mark.parametrize("first", [1, 9])
+def test_a_run_that_shows_the_same_is_the_same_in_jupyterlab(repository, first):
+    book = nbformat.read(repository, as_version=4)
+    seen = read_in_jupyterlab(book, first)
+    assert course.run_id(seen) == book.metadata.run_sha256
+    seen.cells[1].outputs[-1].text += "x"
+    assert course.run_id(seen) != book.metadata.run_sha256
+
+
+def test_reading_a_notebook_changes_nothing_that_counts(repository):
+    """Another machine prints another loss; what counts is the committed run."""
+    book = nbformat.read(repository, as_version=4)
+    seen = read_in_jupyterlab(book)
+    seen.cells[1].outputs[-1].text = "s 1.5\n"
+    assert not course.is_one_run(seen)
+    nbformat.write(seen, repository)
+    found = course.stored_run(repository)
+    assert found == book and course.is_one_run(found)
+    tidied = course.tidy(copy.deepcopy(book), seen)  # stored again: all is as it was
+    assert tidied.cells[1].outputs == book.cells[1].outputs
+
+    seen.cells[1].source += "  # and edited"
+    nbformat.write(seen, repository)
+    assert not course.is_one_run(course.stored_run(repository))
+
+
+def test_an_output_that_was_edited_is_noticed_also_where_git_knows_better(repository):
+    book = nbformat.read(repository, as_version=4)
+    change_text(book)
+    nbformat.write(book, repository)
+    assert not course.is_one_run(course.stored_run(repository))
+
+
+def test_what_jupyterlab_saved_and_someone_committed_counts(repository):
+    book = read_in_jupyterlab(nbformat.read(repository, as_version=4))
+    change_picture(book)
+    nbformat.write(book, repository)
+    own = ["git", "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qam", "m"]
+    subprocess.run(own, cwd=repository.parent, check=True)
+    assert not course.is_one_run(course.stored_run(repository))
+
+
+def test_without_git_a_notebook_that_was_read_cannot_be_judged(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    path = tmp_path / "n.ipynb"
+    nbformat.write(stored(), path)
+    assert course.is_one_run(course.stored_run(path))
+    nbformat.write(read_in_jupyterlab(stored()), path)
+    assert course.stored_run(path) is None
 
 
 def test_a_failure_is_reported_stores_nothing_and_stops_no_other(notebook, capsys):

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import os
 import subprocess
 import sys
 import tomllib
@@ -126,6 +127,23 @@ def test_a_course_installed_from_elsewhere(examine, checkout):
     assert status == 1
     assert lines[0].endswith(f"it should be {checkout}")
     assert lines[1].endswith(f"-m pip install -e {doctor.quoted(checkout)}")
+
+
+@pytest.mark.parametrize("name", ["shared/__init__.py", "shared.py"])
+@pytest.mark.parametrize("others", [[], ["elsewhere"]])
+def test_another_package_of_this_name_on_pythonpath(
+    examine, tmp_path, monkeypatch, others, name
+):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*others, str(tmp_path)]))
+    status, lines = examine("course")
+    assert status == 1
+    assert f"{tmp_path} has a `shared` of its own and is in PYTHONPATH" in lines[0]
+    assert "pip" not in lines[1]
+    if os.name != "nt":
+        wanted = "export PYTHONPATH=elsewhere" if others else "unset PYTHONPATH"
+        assert lines[1].endswith(wanted)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The exporter: what it writes, what it refuses, how it notices stale files."""
 
+import json
 import re
 
 import nbformat
@@ -316,6 +317,43 @@ def test_a_reader_s_answers_are_never_overwritten(course, capsys, answered, run)
     exercises.unlink()
     assert export.main([], root) == 0
     assert "checks.twice(" in exercises.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", ["no ids", "BOM", "older", "no marks"])
+def test_answers_are_kept_in_any_form_of_the_file(course, capsys, change):
+    root = course(DOUBLE, name="solutions")
+    exercises = root / "ch09_testing/exercises.ipynb"
+    assert export.main([], root) == 0
+    book = json.loads(exercises.read_text(encoding="utf-8"))
+    for cell in book["cells"]:
+        if change in ("no ids", "older"):
+            del cell["id"]
+        if cell["cell_type"] == "code":
+            cell["source"] = "".join(cell["source"]).replace("...", "my answer()")
+            if change == "no marks":
+                cell["metadata"] = {}
+    if change == "older":
+        book["nbformat_minor"] = 2
+    text = "\ufeff" * (change == "BOM") + json.dumps(book)
+    exercises.write_text(text, encoding="utf-8")
+    capsys.readouterr()
+    export.main([], root)
+    assert exercises.read_text(encoding="utf-8") == text
+    printed = "has answers" if change == "no marks" else "up to date"
+    assert printed in capsys.readouterr().out
+
+
+def test_solutions_that_were_read_in_an_editor_give_the_same_exercises(course):
+    root = course(DOUBLE, name="solutions")
+    path = root / "ch09_testing/solutions.ipynb"
+    book = nbformat.read(path, as_version=4)
+    book.metadata["language_info"] = {"name": "python"}
+    plain = export.exercises_from(book)
+    book.metadata["language_info"] = {"name": "python", "version": "3.13.1"}
+    book.metadata["widgets"] = {"state": {}}
+    for cell in book.cells:
+        cell.metadata["execution"] = {"iopub.status.idle": "2030-01-01T10:00:00Z"}
+    assert export.exercises_from(book) == plain
 
 
 def test_an_exercise_that_asks_something_else_is_written_anew(course, capsys):

@@ -23,6 +23,12 @@ from tools.export import ROOT
 ALWAYS = ["tests/test_structure.py", "tests/test_style.py"]
 OF_NOTEBOOKS = ["tests/test_notebooks.py", "tests/test_plots.py"]
 EXERCISES = "tests/test_exercises.py"
+REMEDIES = {
+    "ruff check": "see above; python -m ruff check --fix . mends some",
+    "ruff format": "python -m ruff format .",
+    "tools.export": "make export; what has answers is moved away first",
+    "pytest": "see the failures above",
+}
 
 
 def git(*arguments: str) -> list[str]:
@@ -100,14 +106,25 @@ def main(arguments: list[str] | None = None) -> int:
         *([[*pytest, *parts, "-k", words]] if parts else []),
     ]
     print(f"changed: {', '.join(paths) or 'nothing'}", flush=True)
-    start, worst = time.perf_counter(), 0
+    start, worst, told = time.perf_counter(), 0, []
     for step in steps:
-        print("$ " + shlex.join(["python", *step[1:]]), flush=True)
-        if not options.list:
-            worst = subprocess.run(step, cwd=ROOT).returncode or worst
+        command = shlex.join(["python", *step[1:]])
+        print("$ " + command, flush=True)
+        if options.list:
+            continue
+        quiet = {"stdout": subprocess.PIPE, "text": True} if step == steps[2] else {}
+        done = subprocess.run(step, cwd=ROOT, **quiet)
+        if quiet:
+            print(done.stdout or "", end="", flush=True)
+        if done.returncode:
+            worst = done.returncode
+            told += [x for x in (done.stdout or "").splitlines() if "stale" in x]
+            name = next(name for name in REMEDIES if name in command)
+            told.append(f"failed: {command[:70]} -> {REMEDIES[name]}")
     notebooks = [p for p in paths if p.endswith(".ipynb") and "exercises" not in p]
     if notebooks:
         print("not run again, which takes longer: pytest --nbval", *notebooks)
+    print(*told, sep="\n", end="\n" * bool(told))
     if not options.list:
         verdict = "something failed" if worst else "all is well"
         print(f"{verdict}, after {time.perf_counter() - start:.0f} s")

@@ -6,7 +6,8 @@
 All outputs that a notebook stores come from one run. If a new run shows the same, all
 stored outputs stay, also those that differ in every run. Otherwise the new run replaces
 all of them. `run_sha256` in the metadata is computed from code and outputs, so a test
-notices if someone changes one of them alone.
+notices if someone changes one of them alone. If somebody reads a notebook in
+JupyterLab, runs it and saves it, the stored run is still the committed one.
 
 The table shows the `name: value` lines that the cell tagged `results` prints. If a
 notebook fails, the others still run, and the exit status is 1. Several notebooks run at
@@ -19,6 +20,7 @@ import argparse
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import textwrap
 import time
@@ -128,27 +130,67 @@ def tidy(
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         cell.outputs = [output for output in cell.outputs if keeps(output)]
-    is_whole = stored.metadata.get("run_sha256") == run_id(stored)
-    if is_whole and all(
-        as_text(cell.outputs) == as_text(old.outputs)
-        for cell, old in zip(code_cells(notebook), code_cells(stored), strict=True)
+    pairs = list(zip(code_cells(notebook), code_cells(stored), strict=True))
+    if is_one_run(stored) and all(
+        as_text(cell.outputs, number) == as_text(old.outputs, number)
+        for number, (cell, old) in enumerate(pairs, start=1)
         if "nbval-ignore-output" not in cell.metadata.get("tags", [])
     ):
-        for cell, old in zip(code_cells(notebook), code_cells(stored), strict=True):
-            cell.outputs = old.outputs
+        for cell, old in pairs:
+            cell.outputs = [output for output in old.outputs if keeps(output)]
     notebook.metadata = nbformat.from_dict({"run_sha256": run_id(notebook), **METADATA})
     return notebook
 
 
 def run_id(notebook: nbformat.NotebookNode) -> str:
     """The id of a run: the sha256 of all its code and outputs."""
-    run = [[cell.source, as_text(cell.outputs)] for cell in code_cells(notebook)]
+    cells = enumerate(code_cells(notebook), start=1)
+    run = [[cell.source, as_text(cell.outputs, number)] for number, cell in cells]
     return hashlib.sha256(json.dumps(run).encode()).hexdigest()
 
 
-def as_text(outputs: list[nbformat.NotebookNode]) -> str:
-    """Outputs as text, to compare them: pictures too, to the last byte."""
-    return json.dumps(outputs, sort_keys=True)
+def is_one_run(notebook: nbformat.NotebookNode) -> bool:
+    """Whether the code and the outputs are still those that were stored together."""
+    return notebook.metadata.get("run_sha256") == run_id(notebook)
+
+
+def as_text(outputs: list[nbformat.NotebookNode], number: int) -> str:
+    """The outputs of a cell as text, to compare them: pictures too, to the last byte.
+
+    What an editor adds is left out: live widgets, stderr, where one text was cut into
+    several, and which number the cell had in its session; `number` stands for that.
+    """
+    kept = []
+    for output in filter(keeps, outputs):
+        if kept and output.get("name") == kept[-1].get("name") == "stdout":
+            kept[-1] = {**kept[-1], "text": kept[-1]["text"] + output["text"]}
+        elif "execution_count" in output:
+            kept.append({**output, "execution_count": number})
+        else:
+            kept.append(output)
+    return json.dumps(kept, sort_keys=True)
+
+
+def stored_run(path: Path) -> nbformat.NotebookNode | None:
+    """The notebook whose outputs are the course's: the file, or what git has of it.
+
+    JupyterLab and other editors write the version of Python into a notebook, which
+    `tidy` never leaves there. Such a notebook with the committed code was only read:
+    what counts is the committed one. None where there is no git to ask.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    if "version" not in notebook.metadata.get("language_info", {}):
+        return notebook
+    done = subprocess.run(
+        ["git", "show", f"HEAD:./{path.name}"], cwd=path.parent, capture_output=True
+    )
+    if done.returncode:
+        return None
+    committed = nbformat.reads(done.stdout.decode(), as_version=4)
+    same = [c.source for c in code_cells(notebook)] == [
+        c.source for c in code_cells(committed)
+    ]
+    return committed if same else notebook
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -157,7 +199,7 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def keeps(output: nbformat.NotebookNode) -> bool:
-    """Whether to store an output."""
+    """Whether to store an output: not if it is a live widget or stderr."""
     return output.get("name") != "stderr" and WIDGET not in output.get("data", {})
 
 

@@ -80,7 +80,7 @@ def check_packages(file, options=""):
 
 def check_course():
     """Whether notebooks can import `shared` from any folder."""
-    code = "import shared; print(shared.__path__[0])"
+    code = "import shared; print(getattr(shared, '__path__', [shared.__file__])[0])"
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=elsewhere, capture_output=True, text=True
@@ -88,6 +88,15 @@ def check_course():
     where = Path(done.stdout.strip()).parent if done.returncode == 0 else "nowhere"
     if where != ROOT:
         text = f"notebooks find it here: {where}; it should be {ROOT}"
+        before = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+        if Path(where).resolve() in (Path(p).resolve() for p in before):
+            text += f"; {where} has a `shared` of its own and is in PYTHONPATH"
+            there = Path(where).resolve()
+            others = os.pathsep.join(p for p in before if Path(p).resolve() != there)
+            if os.name == "nt":
+                return "fault", text, f"set PYTHONPATH={others}"
+            remedy = f"export PYTHONPATH={quoted(others)}" if others else None
+            return "fault", text, remedy or "unset PYTHONPATH"
         return "fault", text, f"{PIP} -e {quoted(ROOT)}"
     return "ok", f"notebooks import it from {ROOT}"
 

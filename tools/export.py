@@ -24,6 +24,8 @@ import re
 import subprocess
 import sys
 import textwrap
+import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -411,12 +413,16 @@ def run_ruff(arguments: list[str], text: str, name: str) -> str:
 def exercises_from(solutions: nbformat.NotebookNode) -> str:
     """The exercises notebook: the solutions with blank answers and no outputs.
 
-    The metadata of a cell with a blank answer has the sha256 of its text.
+    The metadata of a cell with a blank answer has the sha256 of its text. There is none
+    of an editor, so the solutions can be read in one.
     """
     exercises = nbformat.from_dict(solutions)
-    for name in ("run_sha256", "code_sha256"):  # of the run that stored the outputs
+    for name in ("run_sha256", "code_sha256", "widgets"):  # of a run
         exercises.metadata.pop(name, None)
+    if "language_info" in exercises.metadata:
+        exercises.metadata.language_info = nbformat.from_dict({"name": "python"})
     for cell in exercises.cells:
+        cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             blank = SOLUTION.sub(r"\g<indent>...", cell.source)
             if blank != cell.source:
@@ -449,11 +455,9 @@ def asks_the_same(
     Answers may be anything, and there may be outputs, metadata and more cells.
     """
 
-    def questions(notebook: nbformat.NotebookNode) -> set[tuple[str, str]]:
-        return {
-            (cell.id, cell.metadata.get("blank", cell.source))
-            for cell in notebook.cells
-        }
+    def questions(notebook: nbformat.NotebookNode) -> Counter:
+        # not by their ids: older formats of notebooks have none
+        return Counter(x.metadata.get("blank", x.source) for x in notebook.cells)
 
     return questions(made) <= questions(exercises)
 
@@ -462,15 +466,22 @@ def state_of(path: Path, text: str) -> str:
     """Whether a file that should have this text is "fresh", "stale", or "in use"."""
     if not path.is_file():
         return "stale"
-    found = path.read_text(encoding="utf-8")
+    found = path.read_text(encoding="utf-8-sig")  # some editors begin it with a BOM
     if found == text:
         return "fresh"
     if path.name != "exercises.ipynb":
         return "stale"
-    exercises = nbformat.reads(found, as_version=4)
-    if asks_the_same(exercises, nbformat.reads(text, as_version=4)):
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of cells without ids
+            exercises = nbformat.reads(found, as_version=4)
+    except Exception:  # no notebook any more; what is in it may still be answers
+        return "in use"
+    made = nbformat.reads(text, as_version=4)
+    if asks_the_same(exercises, made):
         return "fresh"
-    return "in use" if is_in_use(exercises) else "stale"
+    marks = [{"blank" in cell.metadata for cell in x.cells} for x in (exercises, made)]
+    lost = marks == [{False}, {False, True}]  # an editor dropped them: nobody can tell
+    return "in use" if lost or is_in_use(exercises) else "stale"
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
