@@ -3,7 +3,7 @@
 # make check           run the tests of what you have changed, in about a minute
 # make browser         check every page, exercise and control in JupyterLab, in Chromium
 # make lab             open the course in JupyterLab
-# make play            play with the course's models, on a page on this machine
+# make play            write each model as one page, and open a list of them
 # make site            build the course as a web site, from the stored outputs
 # make export          write the chapters' modules and the exercises from the notebooks
 # make run-notebooks   run every notebook and store what it prints
@@ -27,7 +27,6 @@ install = @if $(UV); then set -x; uv pip install --quiet --python $(RUN) $(1); \
     else set -x; $(RUN) -m pip install --quiet --disable-pip-version-check $(1); fi
 READY := .venv/ready
 SITE := .venv-site/bin/python
-PLAY := .venv-play/bin/python
 
 .PHONY: course test check browser lab play site export run-notebooks clean
 
@@ -42,20 +41,20 @@ test: $(READY)
 check: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m tools.check
 
-# The last two files test the web site, if `make site` has built it, and the playground,
-# if `make play` has installed it.
+# The last two files test the pages of models, and the web site, if `make site` has built
+# it.
 # Without Playwright or Chromium all these tests are skipped, and say so.
 browser: $(READY)
 	-$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	$(RUN) -m pytest -rs tests/browser/in_jupyterlab.py tests/browser/practice.py \
-	    tests/browser/website.py tests/browser/playground.py
+	    tests/browser/pages.py tests/browser/website.py
 
 lab: $(READY)
 	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/README.md $(LAB_ARGS)
 
-# Another port: make play PLAY_ARGS="--port 5010"
-play: $(READY) .venv-play/ready
-	$(PLAY) -m playground $(PLAY_ARGS)
+# Other models, or one page to send to somebody: docs/page.md
+play: $(READY)
+	$(RUN) -m tools.page all --open $(PLAY_ARGS)
 
 # Writes build/site and build/site.zip. Needs npm, once, for two packages of scripts.
 site: $(READY) .venv-site/ready
@@ -84,13 +83,5 @@ $(READY): requirements.txt requirements-data.txt pyproject.toml docs/jupyterlab-
 	$(SITE) -c "import shutil, sysconfig; shutil.move('.venv-site/course.pth', sysconfig.get_path('purelib'))"
 	touch $@
 
-# Panel stays out of .venv. But .venv-play sees the packages of .venv, before its own.
-.venv-play/ready: requirements-play.txt $(READY)
-	$(RUN) -m venv --clear .venv-play
-	$(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-play/course.pth
-	$(PLAY) -c "import shutil, sysconfig; shutil.move('.venv-play/course.pth', sysconfig.get_path('purelib'))"
-	$(PLAY) -m pip install --quiet --disable-pip-version-check -r requirements-play.txt
-	touch $@
-
 clean:
-	rm -rf .venv .venv-site .venv-play
+	rm -rf .venv .venv-site

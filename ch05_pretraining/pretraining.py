@@ -358,8 +358,7 @@ def train_model_simple(
     Returns training and validation losses and tokens seen, every `eval_freq` steps.
     """
     check_training(model, train_loader, val_loader, num_epochs, eval_freq, eval_iter)
-    prompt = text_to_token_ids(start_context, tokenizer)
-    check_prompt(model, prompt, 50, model.cfg["context_length"])
+    check_prompt(model, text_to_token_ids(start_context, tokenizer), 0, 1)
     measured = model, train_loader, val_loader, device, eval_iter
     looks, step, tokens_seen = [], 0, 0
     model.train()

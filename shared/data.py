@@ -171,15 +171,15 @@ FILES = {
         ),
         DataFile(
             name="storyteller/model.safetensors",
-            sha256="aa54ee6d75dee34d4086bfcdf62cd092b9f7bf3c91c9f8594714c294d6bd7951",
+            sha256="5b9d49f7b8f22ea8e49262a4c1a63003fecf470e81ea3666ef436b20b0d10394",
             size=2363568,
             licence="CC0-1.0, trained for this course",
             repository="storyteller/model.safetensors",
         ),
         DataFile(
             name="storyteller/tokenizer.json",
-            sha256="352dc479ddd459f95d1ed33670887c40d39a87559b23b30d8e579d649067a3c7",
-            size=25838,
+            sha256="45b29675344980d6673874150ba2f625e1bcffb59b7ffbcfdb9f9b19ed77aad8",
+            size=25826,
             licence="CC0-1.0, trained for this course",
             repository="storyteller/tokenizer.json",
         ),

@@ -553,6 +553,8 @@ NOT_CALLED = {
     # the storyteller's training, called with the course's own world: test_storyteller
     *("tale_batches", "learn_to_tell", "new_storyteller", "keep_storyteller"),
     *("go_on", "Muon"),
+    # chapter 4: as a new model begins; test_ch04_gpt_model
+    "init_like_gpt2",
     # that draws, writes, or passes the same arguments on
     *("plot_losses", "save_checkpoint", "save_gpt2_folder", "create_spam_loaders"),
     # a part of `finetune`; a part of `generate_answers`

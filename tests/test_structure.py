@@ -9,12 +9,13 @@ import pytest
 from tools.export import ROOT, chapter_notebooks, is_of_course
 
 CHAPTERS = list(dict.fromkeys(path.parent.name for path in chapter_notebooks()))
-PROGRAMS = ("pretrain", "tools", "playground", "experiments")
+PROGRAMS = ("pretrain", "tools", "experiments")
 # Programs that compare may look further: chapter 6's tries appendix E's method too, and
 # chapter 7's judge is a model that chapter 8 reads. Chapter 8 finetunes it by appendix
 # E, on chapter 7's splits and scored as there. Chapter 9's looks at what a model of
 # chapter 7 forgets while it learns from rewards.
 EXCEPTIONS = {
+    ("ch04_gpt_model.exercise_checks", "shared.ch05"),  # for the base's numbers
     ("ch06_classification.compare", "shared.appendix_e"),
     ("ch07_instructions.judge", "shared.ch08"),
     ("ch08_modern_models.finetune", "shared.appendix_e"),
