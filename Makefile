@@ -65,6 +65,7 @@ export: $(READY)
 
 run-notebooks: $(READY) export
 	$(RUN) -m tools.course run --write
+	$(RUN) -m tools.course results
 
 $(READY): requirements.txt requirements-data.txt pyproject.toml docs/jupyterlab-settings.json
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'The course needs Python 3.11 or newer, not ' + sys.version.split()[0] + '. Name one: make PYTHON=python3.12 course')"

@@ -264,3 +264,8 @@ def test_what_cannot_be_run_is_named(capsys, arguments, message):
     with pytest.raises(SystemExit):
         course.main(["run", *arguments])
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_results_page_is_what_the_notebooks_store():
+    """If not: `python -m tools.course results` writes it again."""
+    assert course.RESULTS.read_text(encoding="utf-8") == course.results_page()

@@ -1,6 +1,7 @@
 """Run the course's notebooks from the command line.
 
     python -m tools.course run              run every chapter; print a table of results
+    python -m tools.course results          write what is stored into docs/results.md
     python -m tools.course run --write      also the solutions; store what they print
 
 All outputs that a notebook stores come from one run. If a new run shows the same, all
@@ -38,6 +39,7 @@ from shared.files import write_atomically
 from tools.export import ROOT, chapter_notebooks
 
 CELL_TIMEOUT = 1800  # seconds
+RESULTS = ROOT / "docs" / "results.md"
 MOST_JOBS = 4  # notebooks at a time; each needs up to three gigabytes
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
@@ -203,6 +205,23 @@ def keeps(output: nbformat.NotebookNode) -> bool:
     return output.get("name") != "stderr" and WIDGET not in output.get("data", {})
 
 
+def results_page() -> str:
+    """The page docs/results.md: what the notebooks' stored outputs say."""
+    stored = {path: nbformat.read(path, 4) for path in chapter_notebooks()}
+    found = {name_of(path): results_of(notebook) for path, notebook in stored.items()}
+    found = {name: lines for name, lines in found.items() if lines}
+    width = max(map(len, found))
+    table = [f"{'notebook':{width}}  results", "-" * (width + 60)]
+    for name, lines in found.items():
+        pieces = [textwrap.wrap(line, 58, subsequent_indent="  ") for line in lines]
+        for line in chain.from_iterable(pieces):
+            table.append(f"{name:{width}}  {line}".rstrip())
+            name = ""
+    page = RESULTS.read_text(encoding="utf-8")
+    before, fence, _ = page.partition("```text\n")
+    return before + fence + "\n".join([*table, "```"]) + "\n"
+
+
 def table(outcomes: list[Outcome], seconds: float) -> str:
     """The outcomes as text: notebooks, times, results, and the time of all together."""
     width = max(len(name_of(outcome.path)) for outcome in outcomes)
@@ -252,7 +271,11 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"how many at a time (default: one per processor, at most {MOST_JOBS}; "
         "with --write one)",
     )
+    commands.add_parser("results", help="write the stored results into a page")
     options = parser.parse_args(arguments)
+    if "jobs" not in options:
+        write_atomically(RESULTS, results_page())
+        return 0
     jobs = options.jobs
     if jobs is None:
         jobs = 1 if options.write else min(MOST_JOBS, os.cpu_count() or 1)
