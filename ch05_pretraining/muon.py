@@ -56,9 +56,10 @@ class Muon(torch.optim.AdamW):
 
 def orthogonal(G: torch.Tensor) -> torch.Tensor:
     """The matrix with all its singular values near 1, by five Newton-Schulz rounds."""
-    X = G / (G.norm() + 1e-7)
+    X = G / G.norm().clamp(min=1e-7)
     X = X.T if G.shape[0] > G.shape[1] else X
     for _ in range(5):
-        A = X @ X.T
-        X = 3.4445 * X + (2.0315 * A @ A - 4.7750 * A) @ X
+        A = X @ X.T  # addmm rounds once where two steps would round twice
+        A = torch.addmm(A, A, A, beta=-4.7750, alpha=2.0315)  # 2.03 A A - 4.78 A
+        X = torch.addmm(X, A, X, beta=3.4445)  # 3.44 X + A X
     return X.T if G.shape[0] > G.shape[1] else X
