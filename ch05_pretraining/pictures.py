@@ -152,7 +152,8 @@ def looks_back(
         720,
         int(y) + 20 + 24 * len(looks),
         "A text. The tokens to which an attention head attends have its colour, the "
-        "darker the more, and the token that looks there has an outline.",
+        "darker the more, and the token that looks there has an outline: "
+        + "; ".join(name for name, *_ in looks),
     )
     for token, box, fill in zip(tokens, boxes, fills, strict=True):
         if fill != "none":

@@ -649,9 +649,11 @@ def main(arguments: list[str] | None = None) -> None:
             f"{index['documents']:,} documents{skipped}"
         )
     for (name, other), number in copies_across(given.out, list(indexes)).items():
+        documents = "document" if number == 1 else "documents"
         say(
-            f"{name} holds out {number:,} documents that {other} has too, and training "
-            "reads them there; put both texts into one file to hold them out for good"
+            f"{name} holds out {number:,} {documents} that {other} has too, and "
+            "training reads there; put both texts into one file to hold them out for "
+            "good"
         )
 
 

@@ -223,7 +223,8 @@ def test_copies_in_another_file_are_told(tmp_path, capsys):
     ]
     printed = capsys.readouterr().out
     number = len(splits[0] & splits[1])
-    assert number and f"a holds out {number} documents that b has too" in printed
+    plural = "s" if number > 1 else ""
+    assert number and f"a holds out {number} document{plural} that b has" in printed
     assert "c has too" not in printed and "c holds" not in printed
 
 
@@ -443,7 +444,8 @@ def test_killed_in_the_middle_it_leaves_no_index_and_goes_on(tmp_path, capfd):
     ]
     assert sorted(ids) == sorted(i for d in make_documents(50) for i in encode(d))
     said = capfd.readouterr()
-    first, second = said.out.splitlines()
+    first, second, third = said.out.splitlines()
+    assert third.startswith("two holds out 1 document that one has too")
     assert first.startswith("one: ") and second.startswith("two: ")
     train = len(token_ids(tmp_path / "out" / "two", "train"))
     assert f"two: {train:,} tokens to train on" in second and "50 documents" in second
