@@ -1,16 +1,11 @@
 """Which models a file can hold: not the ones that were wrapped, packed or changed."""
 
-import torch
 from torch import nn
+
+from shared.gpt_layers import check_finite, foreign_layer
 
 __all__ = ["unwrapped", "check_plain_gpt", "check_model_kind"]
 
-# What a GPTModel is made of. Any other layer computes something that GPT-2's format has
-# no name for.
-LAYERS = (
-    "GPTModel TransformerBlock MultiHeadAttention FeedForward LayerNorm GELU Embedding "
-    "Dropout Sequential ModuleList Linear"
-).split()
 MERGE = "fold the updates into the weights first: shared.appendix_e.merge_lora(model)"
 REMEDIES = {
     "LinearWithLoRA": MERGE,
@@ -51,12 +46,12 @@ def check_plain_gpt(gpt: nn.Module) -> None:
         ValueError: if a matrix is not of the size that the settings say, or numbers are
             nan or infinite.
     """
-    for name, layer in gpt.named_modules():
-        kind = type(layer).__name__
-        if kind not in LAYERS:
-            place = f"its layer {name} is a {kind}" if name else f"this is a {kind}"
-            remedy = REMEDIES.get(kind, "give a GPTModel as chapter 4 builds it")
-            raise TypeError(f"GPT-2's format holds a GPTModel; {place}: {remedy}")
+    if found := foreign_layer(gpt):
+        place, kind = found
+        remedy = REMEDIES.get(kind, "give a GPTModel as chapter 4 builds it")
+        raise TypeError(
+            f"GPT-2's format holds a GPTModel; {place} is a {kind}: {remedy}"
+        )
     if type(gpt).__name__ != "GPTModel":
         raise TypeError(f"GPT-2's format holds a GPTModel, not a {type(gpt).__name__}")
     rows, V = gpt.out_head.weight.shape[0], gpt.cfg["vocab_size"]
@@ -70,13 +65,7 @@ def check_plain_gpt(gpt: nn.Module) -> None:
             "out_head has weights of its own, and cfg says tie_weights True, so they "
             "would be lost; set model.cfg['tie_weights'] to False"
         )
-    for name, parameter in gpt.named_parameters():
-        bad = (~torch.isfinite(parameter.detach())).sum().item()
-        if bad:
-            raise ValueError(
-                f"{bad:,} of the {parameter.numel():,} numbers in {name} are nan or "
-                "infinite; training has gone wrong, so take an earlier checkpoint"
-            )
+    check_finite(gpt.named_parameters())
 
 
 def check_model_kind(config: dict, tensors, where: str) -> None:

@@ -26,6 +26,11 @@ def storyteller_folder() -> Path:
     return cache_folder() / "storyteller"
 
 
+def stored_storyteller() -> Path:
+    """The folder of the course's copy, all of whose files are there and intact."""
+    return [data_path(f"storyteller/{name}") for name in STORYTELLER_FILES][0].parent
+
+
 def go_on(
     path: Path,
     model: GPTModel,
@@ -77,9 +82,7 @@ def load_storyteller(
     """
     folder = storyteller_folder()
     if not (folder / STORYTELLER_FILES[0]).exists():
-        folder = [data_path(f"storyteller/{name}") for name in STORYTELLER_FILES][
-            0
-        ].parent
+        folder = stored_storyteller()
     tokenizer = BPETokenizer.load(folder / STORYTELLER_FILES[2])
     model = build_pretrained(*read_gpt2_folder(folder), device=device)
     if tokenizer.n_vocab != model.cfg["vocab_size"]:

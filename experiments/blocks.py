@@ -9,7 +9,7 @@ right one, another one of the story, or something else. Can be stopped and calle
 a model that is done stays. Takes half an hour on one core.
 """
 
-import itertools
+import tempfile
 from pathlib import Path
 
 import torch
@@ -20,13 +20,13 @@ from shared import ladder
 from shared.ch05 import (
     STORYTELLER,
     Muon,
-    calc_loss_batch,
     evaluating,
+    learn_to_tell,
     new_storyteller,
     tale_batches,
 )
 from shared.files import extend_record
-from shared.precision import has_fast_bfloat16, mixed_precision
+from shared.precision import has_fast_bfloat16
 from shared.village import Tale
 
 RECORD = Path(__file__).with_name("records") / "blocks.json"
@@ -80,24 +80,22 @@ def learn(shape: str, seed: int, steps: int = STEPS, tales: int = 100) -> dict:
     if shape.endswith("no positions"):
         model.pos_emb.weight.data.zero_()
         model.pos_emb.weight.requires_grad_(False)
-    optimizer = Muon(model)
     exam = ladder.exam(tales, simple=True)
-    batches = tale_batches(teller(1.0), tokenizer, 2 * steps * seed)
-    looks, tokens = [], 0
-    for step in itertools.count():
-        if step % LOOKS == 0 or step == steps:
+    progress = {"step": 0, "last": steps, "tokens": 0, "looks": []}
+
+    def look(progress: dict) -> None:
+        if progress["step"] % LOOKS == 0 or progress["step"] == steps:
             row = rounded(ladder.examine(model, tokenizer, exam))
-            looks.append({"step": step, "tokens": tokens, **row})
-        if step == steps:
-            break
-        inputs, targets = next(batches)
-        optimizer.slow_down(min(1, 2 - 2 * step / steps))
-        optimizer.zero_grad()
-        with mixed_precision():
-            loss = calc_loss_batch(inputs, targets, model, "cpu")
-        loss.backward()
-        optimizer.step()
-        tokens += (targets != -100).sum().item()
+            at = {key: progress[key] for key in ("step", "tokens")}
+            progress["looks"].append({**at, **row})
+
+    batches = tale_batches(teller(1.0), tokenizer, 2 * steps * seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.safetensors"
+        learn_to_tell(model, batches, Muon(model), progress, look, path)
+    if progress["step"] < steps:
+        raise SystemExit("Stopped; the same command tries this model again.")
+    looks = progress["looks"]
     print(shape, seed, looks[-1], flush=True)
     apart = {k: rounded(v) for k, v in answers(model, tokenizer, exam).items()}
     size = sum(p.numel() for p in model.parameters())

@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
+from shared.ch02 import BPETokenizer
 from shared.ch04 import GPTModel
+from shared.village import tales
 
 # A GPT small enough to build a hundred times; a test changes what it is about.
 TINY = {
@@ -51,6 +53,13 @@ def nudged_gpt(config, seed=1, by=0.3):
         for parameter in model.parameters():
             parameter += by * torch.randn_like(parameter)
     return model
+
+
+def village_tokenizer(tales_read):
+    """A tokenizer of 1,000 tokens, learned from the first tales of the village."""
+    made = BPETokenizer()
+    made.train([tale.text for tale in tales(tales_read)], 1000)
+    return made
 
 
 def same_weights(one, other):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from models import village_tokenizer
 
 from ch05_pretraining import pictures
 from ch05_pretraining.copying import (
@@ -10,17 +11,13 @@ from ch05_pretraining.copying import (
     look_back_scores,
 )
 from shared import ladder
-from shared.ch02 import BPETokenizer
 from shared.ch05 import new_storyteller
 from shared.svg import color_of, mix
-from shared.village import tales
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = BPETokenizer()
-    made.train([tale.text for tale in tales(300)], 1000)
-    return made
+    return village_tokenizer(300)
 
 
 @pytest.fixture(scope="module")

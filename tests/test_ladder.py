@@ -5,20 +5,18 @@ import math
 
 import pytest
 import torch
+from models import village_tokenizer
 from torch import nn
 
 from experiments import ladder as program
 from shared import ladder
-from shared.ch02 import BPETokenizer
 from shared.ch04 import GPTModel
-from shared.village import tales, tell
+from shared.village import tell
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = BPETokenizer()
-    made.train([tale.text for tale in tales(600)], 1000)
-    return made
+    return village_tokenizer(600)
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from models import village_tokenizer
 
 from ch05_pretraining import storyteller
 from ch05_pretraining.muon import orthogonal
 from experiments import storyteller as program
 from shared import data, ladder
-from shared.ch02 import BPETokenizer
 from shared.ch05 import (
     STORYTELLER,
     Muon,
@@ -23,16 +23,14 @@ from shared.ch05 import (
     tale_batches,
 )
 from shared.precision import has_fast_bfloat16
-from shared.village import tales, tell
+from shared.village import tell
 
 SMALL = {"emb_dim": 16, "n_heads": 2, "n_layers": 1}
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = BPETokenizer()
-    made.train([tale.text for tale in tales(300)], 1000)
-    return made
+    return village_tokenizer(300)
 
 
 @pytest.fixture

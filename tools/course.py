@@ -25,9 +25,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -205,6 +205,12 @@ def keeps(output: nbformat.NotebookNode) -> bool:
     return output.get("name") != "stderr" and WIDGET not in output.get("data", {})
 
 
+def wrapped(lines: list[str], width: int) -> Iterator[str]:
+    """Lines of at most this width; what goes on is indented."""
+    for line in lines:
+        yield from textwrap.wrap(line, width, subsequent_indent="  ")
+
+
 def results_page() -> str:
     """The page docs/results.md: what the notebooks' stored outputs say."""
     stored = {path: nbformat.read(path, 4) for path in chapter_notebooks()}
@@ -213,8 +219,7 @@ def results_page() -> str:
     width = max(map(len, found))
     table = [f"{'notebook':{width}}  results", "-" * (width + 60)]
     for name, lines in found.items():
-        pieces = [textwrap.wrap(line, 58, subsequent_indent="  ") for line in lines]
-        for line in chain.from_iterable(pieces):
+        for line in wrapped(lines, 58):
             table.append(f"{name:{width}}  {line}".rstrip())
             name = ""
     page = RESULTS.read_text(encoding="utf-8")
@@ -231,8 +236,7 @@ def table(outcomes: list[Outcome], seconds: float) -> str:
         if outcome.error is not None:
             results = ["FAILED: " + outcome.error.split("\n", 1)[0]]
         name, clock = name_of(outcome.path), f"{outcome.seconds:.0f} s"
-        pieces = [textwrap.wrap(line, 54, subsequent_indent="  ") for line in results]
-        for line in chain.from_iterable(pieces):
+        for line in wrapped(results, 54):
             lines.append(f"{name:{width}}  {clock:>7}  {line}")
             name, clock = "", ""
     lines.append("-" * (width + 50))
@@ -256,7 +260,7 @@ def run_all(paths: list[Path], write: bool, jobs: int) -> list[Outcome]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.course")
-    commands = parser.add_subparsers(required=True, metavar="run")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="run")
     command = commands.add_parser("run", help="run notebooks top to bottom")
     command.add_argument(
         "--write", action="store_true", help="store the outputs in the notebooks"
@@ -273,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands.add_parser("results", help="write the stored results into a page")
     options = parser.parse_args(arguments)
-    if "jobs" not in options:
+    if options.command == "results":
         write_atomically(RESULTS, results_page())
         return 0
     jobs = options.jobs

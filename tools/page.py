@@ -22,22 +22,21 @@ from pathlib import Path
 import regex
 
 from ch02_text_data.bpe import _LETTER, _NUMBER
-from ch05_pretraining.storyteller import STORYTELLER_FILES
+from ch05_pretraining.storyteller import STORYTELLER_FILES, stored_storyteller
 from shared.ch02 import BPETokenizer
 from shared.ch04 import GPTModel
 from shared.ch05 import (
     build_pretrained,
     load_base,
     load_base_tokenizer,
-    load_checkpoint,
     load_storyteller,
+    model_from_checkpoint,
     read_checkpoint,
     read_gpt2_folder,
     storyteller_folder,
 )
 from shared.ch06 import LABELS, load_classifier
 from shared.data import cache_folder
-from shared.data import get as data_path
 from shared.files import write_atomically
 from shared.page import save_page
 
@@ -152,10 +151,14 @@ def load_file(path: Path) -> GPTModel:
             f"{path} does not say how its model is built, as a part of a LoRA model "
             "does not; load and merge it, and call shared.page.save_page"
         )
+    return model_from_checkpoint(path, with_its_style)
+
+
+def with_its_style(config: dict) -> GPTModel:
+    """A model of these settings, which may name chapter 7's prompt style."""
     model = GPTModel({k: v for k, v in config.items() if k != "prompt_style"})
     model.cfg = dict(config)
-    load_checkpoint(path, model)
-    return model.eval()
+    return model
 
 
 def tokenizer_for(model: GPTModel) -> BPETokenizer:
@@ -178,8 +181,7 @@ def stored_and_own() -> dict[str, str]:
 
     Those in your cache that are as large as GPT-2 are left out.
     """
-    stored = [data_path(f"storyteller/{name}") for name in STORYTELLER_FILES]
-    found = {"storyteller": str(stored[0].parent), "base": "base"}
+    found = {"storyteller": str(stored_storyteller()), "base": "base"}
     if (storyteller_folder() / STORYTELLER_FILES[0]).is_file():
         found["my_storyteller"] = "storyteller"
     cache, named = cache_folder(), (storyteller_folder(),)

@@ -6,16 +6,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from shared.gpt_layers import GPT_LAYERS, check_finite, foreign_layer
+
 END_OF_TEXT = "<|endoftext|>"
 LARGE = 50_000_000  # bytes of a page that nobody sends without meaning to
 TOO_LARGE = 400_000_000  # bytes; a browser's texts end at 2**29 characters
-# What a GPTModel is made of. A layer that is not among these computes something that
-# the page's forward pass does not know.
-LAYERS = {
-    *("GPTModel", "TransformerBlock", "MultiHeadAttention", "FeedForward"),
-    *("LayerNorm", "GELU", "Embedding", "Dropout", "Sequential", "Linear"),
-    *("GPTClassifier",),
-}
+LAYERS = GPT_LAYERS | {"GPTClassifier"}  # what the page's forward pass knows
 REMEDIES = {
     "LinearWithLoRA": "merge the updates first: shared.appendix_e.merge_lora(model)",
     "PackedLinear": "give the model that was packed, not its packed copy",
@@ -49,12 +45,10 @@ def check_model(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, not a GPTModel")
-    for name, layer in model.named_modules():
-        kind = type(layer).__name__
-        if kind not in LAYERS:
-            place = f"its layer {name} is a {kind}" if name else f"it is a {kind}"
-            remedy = REMEDIES.get(kind, "a page reads the GPTModel of chapter 4")
-            raise TypeError(f"a page cannot hold this model: {place}; {remedy}")
+    if found := foreign_layer(model, LAYERS):
+        place, kind = found
+        remedy = REMEDIES.get(kind, "a page reads the GPTModel of chapter 4")
+        raise TypeError(f"a page cannot hold this model: {place} is a {kind}; {remedy}")
     gpt = model.gpt if type(model).__name__ == "GPTClassifier" else model
     cfg = getattr(gpt, "cfg", None)
     is_gpt = type(gpt).__name__ == "GPTModel" and isinstance(cfg, dict)
@@ -69,13 +63,7 @@ def check_model(model: nn.Module) -> tuple[nn.Module, dict[str, torch.Tensor]]:
         if name != "out_head.weight" or p is not gpt.tok_emb.weight
     }
     _check_shapes(parameters, expected_shapes(gpt))
-    for name, parameter in parameters.items():
-        bad = (~torch.isfinite(parameter.detach())).sum().item()
-        if bad:
-            raise ValueError(
-                f"{bad:,} of the {parameter.numel():,} numbers in {name} are nan or "
-                "infinite; the training has gone wrong, so take an earlier checkpoint"
-            )
+    check_finite(parameters.items())
     return gpt, parameters
 
 
