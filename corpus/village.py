@@ -18,6 +18,7 @@ PARTS = ("train", "held-out", "new-names")
 TRAITS = [name[6:] for name in events() if name.startswith("trait_")]
 HELD_OUT = 5  # one combination of five is never trained on
 ORDER = list(PLOTS)
+ARRIVES = ("go", "go_on", "takes_along", "goes_looking", "wrong_place")
 GETS = ("lost", "swap", "stuck", "lend", "mixed_up", "moved")  # plots of a thing x has
 
 
@@ -33,7 +34,7 @@ class Teller:
         self.people: list[Person] = []
         self.known: set[Person] = set()
         self.used: set[str] = set()
-        self.home = ""
+        self.home, self.away = "", False  # of the first person
         self.has: dict[str, Person] = {}
         self.looks: dict[str, str] = {}
         self.topic: Person | None = None
@@ -116,6 +117,10 @@ class Teller:
             self.known.add(person)
             if person is not self.topic and person.gender == self.topic.gender:
                 self.clear = False
+        if event in ARRIVES:
+            self.away |= slots["x"] is self.people[0]
+            if self.chance(0.8):
+                self("arrives", x=slots["x"], p=slots["p"])
 
     def ends(self, x: Person, y: Person):
         """End the story as any story may end, or with the last event of the plot."""
@@ -198,6 +203,8 @@ class Teller:
         self.people = [x, y]
         (self.home,) = self.places(1)
         self("begin", x=x, k=x.kind, p=self.home)
+        if self.chance(0.5):
+            self("at_home", x=x, p=self.home)
         trait = self.one_of(TRAITS) if self.chance(0.35) else ""
         if trait:
             self(f"trait_{trait}", x=x)
@@ -214,6 +221,8 @@ class Teller:
         elif self.ending:
             ending, slots = self.ending
             self(ending, **slots)
+        elif self.away:
+            self("goes_home", x=self.people[0], p=self.home)
         return Tale(self.said, plots)
 
     def second(self, x: Person, y: Person, before: str) -> tuple[str, str, Person]:
