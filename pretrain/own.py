@@ -7,6 +7,7 @@ tokenizer from them, tries some training steps to say how long it will take, tra
 writes into the folder `--out`:
 
     model/         the model, in the format of Hugging Face's GPT-2, with its tokenizer
+    page.html      the model as one file for any browser, to write with or to send on
     report.md      what it read, how the losses fell, and what it wrote on the way
     settings.json  the settings: `python -m pretrain --config` reads them, too
 
@@ -41,9 +42,10 @@ from pretrain.settings import ModelSettings, Settings, read_settings
 from pretrain.tokenizer import learn
 from shared.ch02 import END_OF_TEXT
 from shared.ch04 import GPTModel
-from shared.ch05 import read_gpt2_folder
+from shared.ch05 import build_pretrained, read_gpt2_folder
 from shared.data import get as data_path
 from shared.files import copy_file, write_atomically
+from shared.page import save_page
 from shared.terminal import say
 
 LEAST, MOST = 20_000, 500_000_000  # bytes of text that this program is for
@@ -347,6 +349,14 @@ def report(out: Path, name: str, start: str = "nothing") -> Path:
     return path
 
 
+def page_of(out: Path, name: str) -> Path:
+    """Write `page.html`, in which the model writes in a browser."""
+    model = build_pretrained(*read_gpt2_folder(out / "model"))
+    title = f"A model of {readable(name)}"
+    tokenizer, path = open_tokenizer(out / "model"), out / "page.html"
+    return save_page(model, tokenizer, path, title=title, overwrite=True, large=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command: see the head of this file."""
     parser = argparse.ArgumentParser(
@@ -386,6 +396,7 @@ def main(arguments: list[str] | None = None) -> None:
         if pretrain(settings):
             name = given.folder.resolve().name
             say(f"read {readable(report(given.out, name, given.start))}")
+            say(f"open {readable(page_of(given.out, name))} in a browser")
     except (OSError, ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except BrokenProcessPool:

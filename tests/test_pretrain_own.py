@@ -82,6 +82,8 @@ def test_a_folder_becomes_a_model_and_a_report(tales, tmp_path, monkeypatch, cap
     first = json.loads(begun)["prompts"][0]
     assert report.count(first) > 2  # continued after 0, 1, 2, 4, ... steps
     assert (out / "losses.png").stat().st_size > 1000
+    page = (out / "page.html").read_text(encoding="utf-8")
+    assert "<title>A model of tales</title>" in page and f"open {out}" in printed
     lines = [line for figure in drawn for axes in figure.axes for line in axes.lines]
     labels = [line.get_label() for line in lines]
     assert labels == ["training", "texts", "all held-out text, at the end"]
