@@ -21,6 +21,7 @@ from ch02_text_data.bpe_guards import (
     require_text,
     require_vocab_size,
 )
+from ch02_text_data.guards import require_no_name
 from ch02_text_data.text_data import END_OF_TEXT
 
 __all__ = [
@@ -53,6 +54,8 @@ def merge_pair(ids: Iterable[int], pair: tuple[int, int], new_id: int) -> list[i
 class BPETokenizerSimple:
     """Byte-pair encoding as plainly as possible: complete, and slow."""
 
+    vocab, merges = {byte: bytes([byte]) for byte in range(256)}, {}  # untrained
+
     def train(self, text: str, vocab_size: int, verbose: bool = False) -> None:
         """Learn merges from a text until there are `vocab_size` tokens."""
         self.vocab = {byte: bytes([byte]) for byte in range(256)}  # id: its bytes
@@ -60,6 +63,8 @@ class BPETokenizerSimple:
         ids = list(text.encode("utf-8"))
         for new_id in range(256, vocab_size):
             counts = Counter(pairwise(ids))
+            if not counts:  # the whole text is one token
+                break
             pair = min(counts, key=lambda pair: (-counts[pair], pair))  # eq. 2b.1
             ids = merge_pair(ids, pair, new_id)
             self.merges[pair] = new_id
@@ -174,6 +179,7 @@ def count_words(
     words: Counter[str] = Counter()
     for text in texts:
         require_text(text)
+        require_no_name(text)
         for part in split_special(text, special_tokens)[::2]:  # ordinary text
             words.update(split_words(part))
     return words

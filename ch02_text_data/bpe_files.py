@@ -151,13 +151,38 @@ def load_tables(
         FileNotFoundError: if there is no such file.
         ValueError: if a file is broken or two do not belong together.
     """
+    if not (path / "encoder.json").exists() and (path / "tokenizer.json").is_file():
+        path /= "tokenizer.json"  # says more than vocab.json and merges.txt beside it
     if path.suffix == ".json":
         ids, merges, added = _read_tokenizer_json(path)
         return _connect(str(path), ids, merges, added | special_tokens)
     if path.suffix == ".tiktoken":
         ids, merges = _read_tiktoken_ranks(path)
         return _connect(str(path), ids, merges, special_tokens)
+    if path.is_file():
+        raise ValueError(
+            f"{path}: load reads NAME.json, NAME.tiktoken, or the folder of vocab.bpe "
+            "or merges.txt; a tokenizer.model, such as Llama's, is of another kind"
+        )
+    if (path / "vocab.json").is_file() and not (path / "encoder.json").exists():
+        return _load_older_form(path, special_tokens)
     return load_gpt2_tables(path / "encoder.json", path / "vocab.bpe", special_tokens)
+
+
+def _load_older_form(folder: Path, special_tokens: dict[str, int]) -> tuple:
+    """The tables in `vocab.json` and `merges.txt`, which not only GPT-2 has."""
+    said, added = (
+        _read_json_object(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "added_tokens.json")
+    )
+    kind = str(said.get("tokenizer_class") or "GPT2Tokenizer")
+    if kind.removesuffix("Fast") != "GPT2Tokenizer" or said.get("add_prefix_space"):
+        raise ValueError(
+            f"{folder}: its tokenizer_config.json asks for a {kind:.99} or for "
+            "add_prefix_space; it would cut or change texts otherwise than GPT-2's"
+        )
+    added |= special_tokens
+    return load_gpt2_tables(folder / "vocab.json", folder / "merges.txt", added)
 
 
 def load_gpt2_tables(
@@ -288,6 +313,11 @@ def _as(kind: type, value: object, place: str):
 def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict[str, int]]:
     """Ids, merges and special tokens of Hugging Face's `tokenizer.json`."""
     content = _read_json_object(path)
+    if isinstance(content.get("a"), int):  # a token, not a setting
+        raise ValueError(
+            f"{path}: a table of tokens without its merges; load the folder that has "
+            "both, as encoder.json and vocab.bpe or as vocab.json and merges.txt"
+        )
     cut = _as(dict, content.get("pre_tokenizer"), f"{path}, pre_tokenizer")
     if cut.get("type") != "ByteLevel" or not cut.get("use_regex", True):
         raise ValueError(f"{path}: the pre_tokenizer is not GPT-2's, but {cut!r:.99}")
@@ -310,13 +340,18 @@ def _read_tokenizer_json(path: Path) -> tuple[dict, list, dict[str, int]]:
     special: dict[str, int] = {}
     added = _as(list, content.get("added_tokens"), f"{path}, added_tokens")
     for number, token in enumerate(added, 1):
+        place = f"{path}, added token {number}"
         match token:
+            case {"lstrip": True} | {"rstrip": True} | {"single_word": True}:
+                raise ValueError(
+                    f"{place}: lstrip, rstrip and single_word must be false, or spaces "
+                    f"around it were lost: {token!r:.99}"
+                )
             case {"content": str(text), "id": i} if special.setdefault(text, i) == i:
                 pass
             case _:
                 raise ValueError(
-                    f"{path}, added token {number}: no content and id of its own: "
-                    f"{token!r:.99}"
+                    f"{place}: no content and id of its own: {token!r:.99}"
                 )
     return _as(dict, model.get("vocab"), f"{path}, vocab"), merges, special
 

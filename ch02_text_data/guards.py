@@ -1,6 +1,26 @@
 """Checks for chapter 2's text data: each names the value at fault and the remedy."""
 
+import re
 from collections.abc import Collection, Iterable
+from pathlib import Path
+
+_FILE_NAME = re.compile(
+    r"\S+\.(?:txt|text|md|csv|tsv|jsonl?|html?|xml|pdf|docx?)", re.I
+)
+
+
+def require_no_name(text: object) -> None:
+    """Refuse what is no text, and a file's name where its text is meant."""
+    remedy = "read the file first, with Path(...).read_text(encoding='utf-8')"
+    if not isinstance(text, str):
+        raise TypeError(f"expected a text (str), not {text!r:.99}; {remedy}")
+    short = len(text) < 1000 and text.isprintable()  # what else is no name
+    try:
+        named = short and (_FILE_NAME.fullmatch(text) or Path(text).is_file())
+    except OSError:  # no name that this system could have
+        named = False
+    if named:
+        raise ValueError(f"{text!r} is the name of a file, not its text; {remedy}")
 
 
 def require_known_tokens(tokens: Iterable[str], vocab: Collection[str]) -> None:

@@ -22,6 +22,7 @@ from ch02_text_data.guards import (
     require_batches,
     require_known_ids,
     require_known_tokens,
+    require_no_name,
     require_unknown_token,
     require_windows,
 )
@@ -135,6 +136,7 @@ class GPTDatasetV1(Dataset):
     """
 
     def __init__(self, txt: str, tokenizer, max_length: int, stride: int):
+        require_no_name(txt)
         ids = tokenizer.encode(txt, allowed_special={END_OF_TEXT})
         require_windows(len(ids), max_length, stride)
         ids = torch.tensor(ids)  # (n,)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import NotRequired, TypedDict
 
 import torch
@@ -35,6 +36,29 @@ _CONFIG_EXAMPLES = {
     "qkv_bias": False,
 }
 _CONFIG_KEYS = list(GPTConfig.__annotations__)
+# What other programs call the same: nanoGPT and GPT-2's config.json, then Llama's.
+_OTHER_NAMES = {
+    "block_size": "context_length",
+    "n_ctx": "context_length",
+    "n_positions": "context_length",
+    "max_position_embeddings": "context_length",
+    "max_seq_len": "context_length",
+    "n_embd": "emb_dim",
+    "d_model": "emb_dim",
+    "hidden_size": "emb_dim",
+    "n_head": "n_heads",
+    "num_heads": "n_heads",
+    "num_attention_heads": "n_heads",
+    "n_layer": "n_layers",
+    "num_layers": "n_layers",
+    "num_hidden_layers": "n_layers",
+    "n_vocab": "vocab_size",
+    "dropout": "drop_rate",
+    "embd_pdrop": "drop_rate",
+    "resid_pdrop": "drop_rate",
+    "bias": "qkv_bias",
+    "tie_word_embeddings": "tie_weights",
+}
 
 
 def check_config(cfg: Mapping) -> None:
@@ -50,12 +74,12 @@ def check_config(cfg: Mapping) -> None:
     _check_config_keys(cfg)
     for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
         # True counts as an integer in Python.
-        if isinstance(cfg[key], bool) or not isinstance(cfg[key], int):
+        if isinstance(cfg[key], bool) or not isinstance(cfg[key], Integral):
             raise TypeError(f"{key} must be a whole number, not {cfg[key]!r}")
         if cfg[key] < 1:
             raise ValueError(f"{key} must be 1 or more, not {cfg[key]}")
     rate = cfg["drop_rate"]
-    if isinstance(rate, bool) or not isinstance(rate, int | float):
+    if isinstance(rate, bool) or not isinstance(rate, Real):
         raise TypeError(f"drop_rate must be a number, not {rate!r}")
     if not 0 <= rate < 1:
         raise ValueError(f"drop_rate must lie in [0, 1), not {rate}; 0.1 drops a tenth")
@@ -69,9 +93,9 @@ def _check_config_keys(cfg: Mapping) -> None:
     """Raise KeyError for a key that is unknown (naming the nearest) or missing."""
     for key in cfg:
         if key not in _CONFIG_KEYS:
-            near = difflib.get_close_matches(
-                str(key).lower(), _CONFIG_KEYS, n=1, cutoff=0.5
-            )
+            name = str(key).lower()
+            near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else []
+            near = near or difflib.get_close_matches(name, _CONFIG_KEYS, 1, cutoff=0.5)
             remedy = (
                 f"did you mean {near[0]!r}?"
                 if near

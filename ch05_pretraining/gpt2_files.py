@@ -50,6 +50,8 @@ _FIXED = {  # what every GPT-2 has in common, and GPTModel computes
 
 def gpt2_settings(cfg: Mapping, dtype: str) -> dict:
     """The contents of `config.json` for a model of ours, stored as e.g. "bfloat16"."""
+    # numbers of numpy's as Python's, since JSON holds no others
+    cfg = {key: getattr(v, "item", lambda v=v: v)() for key, v in cfg.items()}
     last = cfg["vocab_size"] - 1  # where GPT-2 has <|endoftext|>
     return {
         "architectures": ["GPT2LMHeadModel"],

@@ -7,12 +7,13 @@ Exported from classification.ipynb and deeper.ipynb, which explain every line: c
 there, then run `python -m tools.export`.
 """
 
-import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import pandas as pd
+import regex
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from ch06_classification.guards import (
     check_batches,
     check_counts,
+    check_dataset,
     check_head,
     check_labels,
     check_message,
@@ -290,6 +292,8 @@ def create_spam_loader(
     With `shuffle`, messages of similar length come together, in an order ever new.
     """
 
+    check_dataset(dataset)
+
     def collate(items: list) -> tuple[torch.Tensor, torch.Tensor]:
         ids, labels = (torch.stack(parts) for parts in zip(*items, strict=True))
         longest = last_real_position(ids, dataset.pad_token_id).max() + 1
@@ -311,6 +315,7 @@ def frozen_features(
     The loader is one over a `SpamDataset`.
     """
     dataset, features = data_loader.dataset, []
+    check_dataset(dataset)
     order = torch.tensor(dataset.lengths).argsort()  # so that little is padded
     with evaluating(classifier):
         for batch in order.split(32):
@@ -321,17 +326,31 @@ def frozen_features(
 
 
 def let_rate_fall(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
-    """Let the rates fall from now on to zero, on a line (Radford et al., 2018, 4.1)."""
+    """Let the rates fall from now on to zero, on a line (Radford et al., 2018, 4.1).
+
+    To go on with a saved run, call this first and load the optimizer then: the rates
+    themselves tell how far they have come.
+    """
     check_counts(num_steps=num_steps)
-    falling = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: max(0.0, 1 - step / num_steps)
-    )
-    optimizer.register_step_post_hook(lambda *_: falling.step())
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+
+    def fall(optimizer: torch.optim.Optimizer, *_) -> None:
+        for group in optimizer.param_groups:
+            first = group.setdefault("initial_lr", group["lr"]) or 1.0
+            step = round(num_steps * (1 - group["lr"] / first)) + 1
+            group["lr"] = first * max(0.0, 1 - step / num_steps)
+
+    optimizer.register_step_post_hook(fall)
 
 
 def message_key(text: str) -> str:
-    """The words of a message in lower case; if it has none, the message."""
-    return " ".join(re.findall(r"[^\W\d_]+", text.lower())) or text
+    """The words of a message in lower case; if it has none, the message.
+
+    A word is letters with their marks: accents, and the vowel signs of Hindi or Thai.
+    """
+    text = unicodedata.normalize("NFC", text)
+    return " ".join(regex.findall(r"\p{L}[\p{L}\p{M}]*", text.lower())) or text
 
 
 def remove_duplicates(df: pd.DataFrame) -> pd.DataFrame:

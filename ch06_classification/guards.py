@@ -15,6 +15,7 @@ __all__ = [
     "check_one_label",
     "check_split",
     "read_messages",
+    "check_dataset",
     "check_message",
     "check_texts",
     "check_counts",
@@ -37,6 +38,22 @@ def check_collection(name: str, known: Iterable[str]) -> None:
         raise ValueError(f"name must be {' or '.join(known)}, not {name!r}")
 
 
+# How to read a file that is not as `read_messages` expects it; {} is another setting.
+_READ = "pd.read_csv(path, {}, dtype=str, keep_default_na=False)"
+
+
+def _remedy(df: pd.DataFrame) -> str:
+    """What to do about a table whose columns are not Label and Text."""
+    only = str(df.columns[0]) if len(df.columns) == 1 else ""
+    for mark in (";", "\t", "|"):
+        if mark in only:
+            return (
+                f"its columns seem to be separated by {mark!r}: give the table "
+                f"{_READ.format(f'sep={mark!r}')}"
+            )
+    return "name them Label, Text"
+
+
 def check_labels(
     df: pd.DataFrame, where: str = "the table", both: bool = False
 ) -> pd.Series:
@@ -48,7 +65,7 @@ def check_labels(
     if missing:
         raise ValueError(
             f"{where} has no column {' and no column '.join(missing)}, only "
-            f"{', '.join(map(str, df.columns)) or 'none at all'}; name them Label, Text"
+            f"{', '.join(map(str, df.columns)) or 'none at all'}; {_remedy(df)}"
         )
     if len(df) == 0:
         raise ValueError(f"{where} holds no messages")
@@ -78,10 +95,11 @@ def check_one_label(df: pd.DataFrame, key: Callable[[str], str]) -> None:
     """Refuse what is no table of messages, or has both labels for the same key."""
     labels = check_labels(df)
     keys = df["Text"].map(key)
-    contradicted = keys.index[labels.groupby(keys).transform("nunique") > 1]
-    if len(contradicted) > 0:
+    # by position: rows that were put together may have the same index
+    both = labels.groupby(keys.to_numpy()).transform("nunique").to_numpy() > 1
+    if both.any():
         raise ValueError(
-            f"the message {df['Text'][contradicted[0]]!r} has both labels; "
+            f"the message {df['Text'].iloc[both.argmax()]!r} has both labels; "
             "decide for one"
         )
 
@@ -103,6 +121,12 @@ def check_split(rows: int, train_frac: float, validation_frac: float) -> None:
         )
 
 
+def _begins_as_utf_16(path: str | Path) -> bool:
+    """Whether a file begins with the mark of UTF-16, which Excel can write."""
+    with open(path, "rb") as file:
+        return file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+
+
 def read_messages(
     csv_file: str | Path | pd.DataFrame,
 ) -> tuple[pd.DataFrame, pd.Series]:
@@ -113,9 +137,25 @@ def read_messages(
         where = str(csv_file)
         try:
             df = pd.read_csv(csv_file, dtype=str, keep_default_na=False)
-        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeError) as error:
+        except UnicodeError:
+            encoding = "utf-16" if _begins_as_utf_16(csv_file) else "latin-1"
+            raise ValueError(
+                f"{where} is no CSV table in UTF-8, but perhaps in {encoding}: give "
+                f"the table {_READ.format(f'encoding={encoding!r}')}"
+            ) from None
+        except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
             raise ValueError(f"{where} is no CSV table: {error}") from None
     return df, check_labels(df, where, both=True)
+
+
+def check_dataset(dataset: object) -> None:
+    """Refuse what is no `SpamDataset`, such as a part by torch's random_split."""
+    if not hasattr(dataset, "pad_token_id") or not hasattr(dataset, "lengths"):
+        raise TypeError(
+            f"a {type(dataset).__name__} does not know how its messages are padded; "
+            "split the table instead, with this chapter's random_split, and make a "
+            "SpamDataset of each part"
+        )
 
 
 def check_message(text: object, max_length: int | None) -> None:

@@ -139,13 +139,32 @@ def check_some_targets(places: torch.Tensor) -> None:
         )
 
 
-def check_parts(num_epochs: int, **parts: Sequence) -> None:
-    """Refuse to train on nothing, to measure on nothing, or not at all."""
+def check_parts(num_epochs: int, context: int, **parts) -> None:
+    """Refuse to train or to measure on nothing, not at all, or without the answers.
+
+    The parts are instruction data sets.
+    """
     for name, part in parts.items():
         if len(part) == 0:
             raise ValueError(f"{name} is empty; split_entries deals all three parts")
     if num_epochs < 1:
         raise ValueError(f"num_epochs must be 1 or more, not {num_epochs}")
+    _check_answers_fit(context, **parts)
+
+
+def _check_answers_fit(context: int, **datasets) -> None:
+    """Refuse entries whose prompt fills the context: of the answer nothing is left."""
+    for name, dataset in datasets.items():
+        sizes = dataset.prompt_lengths
+        too_long = [number for number, size in enumerate(sizes) if size > context]
+        if too_long:
+            first = dataset.data[too_long[0]]["instruction"]
+            raise ValueError(
+                f"{len(too_long)} of the {len(sizes)} {name} have a prompt longer than "
+                f"the model's context of {context} tokens, so none of their answer is "
+                f"left to learn; the first is entry {too_long[0] + 1}, {first:.40} "
+                f"({sizes[too_long[0]]} tokens): shorten them, or leave them out"
+            )
 
 
 def check_room(context: int, max_new_tokens: int, batch_size: int) -> int:

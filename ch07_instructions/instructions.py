@@ -9,7 +9,6 @@ there, then run `python -m tools.export`.
 """
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -33,6 +32,7 @@ from ch07_instructions.guards import (
     own_style,
     read_entries,
 )
+from ch07_instructions.words import words_of
 from shared.ch04 import GPTModel, next_token_logits
 from shared.ch05 import (
     evaluating,
@@ -194,15 +194,14 @@ def create_instruction_loader(
 
 
 def normalise(text: str, kind: str = "") -> list[str]:
-    """The words and numbers of a text, in small letters and without punctuation.
+    """Words, numbers and signs of a text, in small letters, without punctuation.
 
-    Apostrophes inside words stay, since "its" and "it's" differ; `6,000` is `6000`.
-    Where capitals and punctuation are the task, all stays as it is.
+    Apostrophes inside words stay, since "its" and "it's" differ; `6,000` is `6000`, and
+    `-7` is not `7`. Where capitals and punctuation are the task, all stays as it is.
     """
     if kind == "punctuation_and_casing":
         return text.split()
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.casefold().replace("\u2019", "'"))
-    return re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)*", text)
+    return words_of(text)
 
 
 def exact_match(answer: str, reference: str, kind: str = "") -> bool:
@@ -300,10 +299,10 @@ def finetune(
     the validation loss before the first epoch and after each. Ctrl-C ends it early.
     `seed` orders the batches; dropout draws from torch's global generator.
     """
-    check_parts(num_epochs, train_entries=train_entries, val_entries=val_entries)
     train = InstructionDataset(train_entries, tokenizer, True, style)
     val = InstructionDataset(val_entries, tokenizer, True, style)
     context, chance = model.cfg["context_length"], torch.Generator().manual_seed(seed)
+    check_parts(num_epochs, context, train_entries=train, val_entries=val)
     train_loader = create_instruction_loader(train, batch_size, True, context, chance)
     val_loader = create_instruction_loader(val, batch_size, False, context)
     learning = [p for p in model.parameters() if p.requires_grad]

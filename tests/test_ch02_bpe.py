@@ -630,6 +630,10 @@ tokenizer.json | c["pre_tokenizer"]["use_regex"] = False | is not GPT-2's
 tokenizer.json | c["pre_tokenizer"]["add_prefix_space"] = True | add_prefix_space
 tokenizer.json | c["normalizer"] = {"type": "Lowercase"} | normalizer
 tokenizer.json | c["model"]["ignore_merges"] = True | model.ignore_merges is True
+tokenizer.json | c["added_tokens"][0]["lstrip"] = True | added token 1: lstrip, rstrip
+tokenizer.json | c["added_tokens"][0]["rstrip"] = True | added token 1: lstrip
+tokenizer.json | c["added_tokens"][0]["single_word"] = True | added token 1
+tokenizer.json | c["model"] = c["a"] = 5 | without its merges
 tokenizer.json | c["model"]["type"] = "WordPiece" | model.type is 'WordPiece'
 tokenizer.json | c["model"]["merges"].insert(7, "a b c") | merge 8: not two tokens
 tokenizer.json | c["model"]["merges"].pop()  | neither a byte nor made by
@@ -757,12 +761,90 @@ def test_a_merge_that_looks_like_a_special_token(tmp_path):
     assert again.special_tokens == {}
 
 
+def write_older_form(tokenizer, folder, **more):
+    """Hugging Face's `vocab.json` and `merges.txt`, and more files of JSON."""
+    tokenizer.save(folder)
+    os.replace(folder / "encoder.json", folder / "vocab.json")
+    os.replace(folder / "vocab.bpe", folder / "merges.txt")
+    for name, content in more.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_vocab_and_merges_are_read(trained, tmp_path):
+    text = STORY + END + "Unseen: naïve 🙂<pad>"
+    pad = trained.n_vocab
+    write_older_form(
+        trained,
+        tmp_path,
+        added_tokens={"<pad>": pad},
+        tokenizer_config={
+            "tokenizer_class": "GPT2Tokenizer",
+            "add_prefix_space": False,
+        },
+    )
+    again = BPETokenizer.load(tmp_path)
+    assert again.merges == trained.merges
+    assert again.special_tokens == {**trained.special_tokens, "<pad>": pad}
+    ids = again.encode(text, allowed_special="all")
+    assert ids == trained.encode(text[:-5], allowed_special="all") + [pad]
+
+
+def test_vocab_and_merges_of_another_model_are_refused(trained, tmp_path):
+    for said, message in (
+        ({"tokenizer_class": "Qwen2Tokenizer"}, "asks for a Qwen2Tokenizer"),
+        ({"add_prefix_space": True}, "or for add_prefix_space"),
+    ):
+        write_older_form(trained, tmp_path, tokenizer_config=said)
+        with pytest.raises(ValueError, match=message):
+            BPETokenizer.load(tmp_path)
+
+
+def test_a_folder_s_tokenizer_json_counts_more_than_the_older_form(trained, tmp_path):
+    """It says how texts are cut, and what the added tokens do."""
+    write_older_form(trained, tmp_path)
+    trained.save(tmp_path / "tokenizer.json")
+    assert BPETokenizer.load(tmp_path).merges == trained.merges
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer.json: the pre_tokenizer is not"):
+        BPETokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "merges.txt", "vocab.bpe"])
+def test_a_file_of_another_kind_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\n\x0e\n\x05<unk>")
+    with pytest.raises(ValueError, match=f"{name}: load reads .*Llama's"):
+        BPETokenizer.load(tmp_path / name)
+
+
 def test_files_of_two_tokenizers_are_refused(trained, gpt2, tmp_path):
     trained.save(tmp_path / "ours")
     gpt2.save(tmp_path / "theirs")
     os.replace(tmp_path / "theirs/encoder.json", tmp_path / "ours/encoder.json")
     with pytest.raises(ValueError, match="vocab.bpe, line .* not belong together"):
         BPETokenizer.load(tmp_path / "ours")
+
+
+def test_the_plain_one_stops_when_its_text_is_one_token():
+    simple = learned("hug", 300, kind=BPETokenizerSimple)
+    assert len(simple.vocab) == 258 and simple.encode("hug") == [257]
+    for text in ("", "a"):
+        assert learned(text, 300, kind=BPETokenizerSimple).merges == {}
+
+
+def test_the_plain_one_knows_the_bytes_before_it_is_trained():
+    simple, trained = BPETokenizerSimple(), BPETokenizerSimple()
+    trained.train("hug pug hugs", 258)
+    assert simple.decode(simple.encode("é 🙂")) == "é 🙂" and len(simple.vocab) == 256
+    assert simple.encode("hug") == list(b"hug")
+
+
+@pytest.mark.parametrize("text", ["corpus.txt", ["a story", "texts/corpus.txt"]])
+def test_the_name_of_a_file_is_not_trained_on(text):
+    with pytest.raises(ValueError, match="corpus.txt' is the name of a file"):
+        BPETokenizer().train(text, 262)
+    assert BPETokenizer().encode("corpus.txt") == list(byte_ids("corpus.txt"))
 
 
 def test_special_token_that_is_an_ordinary_one(trained, tmp_path):
@@ -846,7 +928,7 @@ def test_stands_in_for_tiktoken(gpt2, oracle):
 def test_a_copy_outside_the_course_needs_only_regex(tmp_path):
     """And finds GPT-2's files in the package that carries them, or says how to."""
     text = bundle.bundle("ch02", ["BPETokenizer"])
-    assert "\nNeeds regex.\n" in text and len(text.splitlines()) < 900
+    assert "\nNeeds regex.\n" in text and len(text.splitlines()) < 930
     (tmp_path / "tok.py").write_text(text, encoding="utf-8")
     program = (
         "import tok, sys\nfrom importlib import metadata\n"

@@ -79,9 +79,13 @@ def test_star_gives_the_public_names_and_nothing_else():
 
 
 def test_guards_know_nothing_of_the_course():
-    nodes = ast.walk(ast.parse(inspect.getsource(guards)))
-    imported = [n.module for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
-    assert imported == ["collections.abc"]
+    imported = set()
+    for node in ast.walk(ast.parse(inspect.getsource(guards))):
+        if isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+    assert imported == {"collections.abc", "pathlib", "re"}
 
 
 # Words
@@ -444,3 +448,26 @@ def test_a_lookup_is_drawn_with_its_rows():
     assert words.count("2.1") == words.count("0.2") == 2 and words.count("3.1") == 1
     assert "rows 2, 0 of W" in drawing.alt
     assert {"(T, V) = (2, 4)", "(V, C) = (4, 2)", "(T, C) = (2, 2)"} <= set(words)
+
+
+def test_the_name_of_a_file_is_no_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my story").write_text("Once upon a time")
+    for name in (
+        "my story",
+        "nowhere/corpus.txt",
+        "Tales.MD",
+        str(tmp_path / "a.json"),
+    ):
+        with pytest.raises(ValueError, match="is the name of a file.*read_text"):
+            create_dataloader_v1(name, 1, 1, 1)
+    with pytest.raises(TypeError, match="expected a text.*Path.*read_text"):
+        create_dataloader_v1(tmp_path / "my story", 1, 1, 1)
+    for text in (
+        "I read corpus.txt\n",
+        "Read corpus.txt",
+        "a/b.",
+        "y\0 story",
+        "x" * 999,
+    ):
+        assert len(create_dataloader_v1(text, 1, 1, 1)) > 0

@@ -6,6 +6,7 @@ import re
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -398,6 +399,46 @@ def test_a_wrong_setting_is_named_with_its_remedy(change, error, words):
         GPTModel(cfg) if isinstance(change, dict) else check_config(cfg)
     message = caught.value.args[0]
     assert all(word in message for word in words.split()), message
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("block_size", "context_length"),  # nanoGPT
+        ("n_embd", "emb_dim"),
+        ("n_head", "n_heads"),
+        ("n_layer", "n_layers"),
+        ("dropout", "drop_rate"),
+        ("bias", "qkv_bias"),
+        ("n_positions", "context_length"),  # GPT-2's config.json
+        ("resid_pdrop", "drop_rate"),
+        ("hidden_size", "emb_dim"),  # Llama's
+        ("num_hidden_layers", "n_layers"),
+        ("num_attention_heads", "n_heads"),
+        ("max_position_embeddings", "context_length"),
+        ("tie_word_embeddings", "tie_weights"),
+        ("Hidden_Size", "emb_dim"),
+    ],
+)
+def test_the_key_of_another_program_is_translated(theirs, ours):
+    with pytest.raises(KeyError, match=f"'{theirs}'; did you mean '{ours}'"):
+        check_config({**TINY, theirs: 16})
+
+
+def test_every_translation_is_one_of_our_keys():
+    assert set(guards._OTHER_NAMES.values()) <= set(guards._CONFIG_KEYS)
+    assert not set(guards._OTHER_NAMES) & set(guards._CONFIG_KEYS)
+
+
+def test_numbers_of_numpy_will_do():
+    sizes = {k: np.int64(v) for k, v in TINY.items() if type(v) is int}
+    model = GPTModel({**TINY, **sizes, "drop_rate": np.float32(0.5)}).eval()
+    assert model(torch.ones(1, 3, dtype=torch.long)).shape == (1, 3, TINY["vocab_size"])
+    for wrong, kind in ((np.int64(0), ValueError), (np.float64(3), TypeError)):
+        with pytest.raises(kind, match="n_layers"):
+            check_config({**TINY, "n_layers": wrong})
+    with pytest.raises(ValueError, match="drop_rate"):
+        check_config({**TINY, "drop_rate": np.float32(1.5)})
 
 
 @pytest.mark.parametrize("key", list(TINY))

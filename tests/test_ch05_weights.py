@@ -267,6 +267,16 @@ def test_optimizer_state_that_is_no_tensor_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_whose_sizes_are_numpys_is_saved_as_any_other(tmp_path):
+    sizes = {k: np.int64(v) for k, v in TINY.items() if type(v) is int}
+    ours = tiny_model(**sizes, drop_rate=np.float32(0.25))
+    save_gpt2_folder(ours, tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert settings["n_embd"] == TINY["emb_dim"] and settings["attn_pdrop"] == 0.25
+    save_checkpoint(tmp_path / "mine.safetensors", ours)
+    assert same_weights(model_from_checkpoint(tmp_path / "mine.safetensors"), ours)
+
+
 def test_failed_save_is_an_os_error_and_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, tiny_model())

@@ -24,7 +24,7 @@ from ch06_classification.word_order import make_twins, split_twins
 from shared import data
 from shared.ch02 import get_tokenizer
 from shared.ch04 import GPTModel
-from shared.ch05 import load_base_tokenizer, save_checkpoint
+from shared.ch05 import load_base_tokenizer, load_checkpoint, save_checkpoint
 from shared.ch06 import (
     LABELS,
     GPTClassifier,
@@ -173,6 +173,17 @@ def test_message_key_sees_words_only():
     assert message_key(":)") == ":)" != message_key(":(")
 
 
+def test_message_key_keeps_accents_and_vowel_signs():
+    hindi = ["\u0915\u0940", "\u0915\u093e", "\u0915\u093f"]  # ki, ka, and ki, short
+    assert len({message_key(word) for word in hindi}) == 3
+    df = pd.DataFrame({"Label": ["ham", "spam", "ham"], "Text": hindi})
+    assert remove_duplicates(df).equals(df)
+    cafe = "caf\u00e9", "CAFE\u0301"  # one letter, or e and its accent
+    assert message_key(cafe[0]) == message_key(cafe[1]) != message_key("cafe")
+    heart = "\u2764"  # as a picture it has a mark, which is no word
+    assert message_key(f"ok {heart}\ufe0f") == "ok" != message_key(f"{heart}\ufe0f")
+
+
 def test_duplicates_go_and_the_first_stays():
     df = pd.DataFrame(
         {
@@ -235,6 +246,47 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
     (tmp_path / "ragged.csv").write_text("Label,Text\nham,a\nspam,b,c,d\n")
     with pytest.raises(ValueError, match="ragged.csv is no CSV table.*line 3"):
         SpamDataset(tmp_path / "ragged.csv", LETTERS)
+
+
+KEPT = r"dtype=str, keep_default_na=False\)"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "message"),
+    [
+        ("Label,Text\nham,\u00a35\nspam,b\n", "latin-1", r"'latin-1', " + KEPT),
+        ("Label,Text\nham,a\nspam,b\n", "utf-16", r"encoding='utf-16', " + KEPT),
+        ("Label;Text\nham;a, b\nspam;b\n", "utf-8", r"by ';': .*sep=';', " + KEPT),
+        ("Label\tText\nham\ta\nspam\tb\n", "utf-8", r"by '\\t': .*sep='\\t', " + KEPT),
+    ],
+)
+def test_a_file_in_another_form_is_told_how_to_read(tmp_path, text, encoding, message):
+    """And read so, it is a table."""
+    path = tmp_path / "messages.csv"
+    path.write_text(text, encoding=encoding)
+    with pytest.raises(ValueError, match=message) as caught:
+        SpamDataset(path, LETTERS)
+    told = str(caught.value)
+    table = eval(told[told.index("pd.read_csv") :], {"pd": pd, "path": path})
+    assert SpamDataset(table, LETTERS).labels.tolist() == [0, 1]
+
+
+def test_a_message_with_both_labels_is_named_also_if_an_index_repeats():
+    df = pd.DataFrame({"Label": ["ham", "ham"], "Text": ["ok", "see you"]})
+    more = pd.DataFrame({"Label": ["ham", "spam"], "Text": ["hello", "See you!"]})
+    with pytest.raises(ValueError, match="^the message 'see you' has both labels"):
+        remove_duplicates(pd.concat([df, more]))
+    again = pd.concat([df, df, more[:1]])
+    assert remove_duplicates(again)["Text"].tolist() == ["ok", "see you", "hello"]
+
+
+def test_a_part_of_torchs_random_split_is_refused():
+    parts = torch.utils.data.random_split(SpamDataset(table(), LETTERS), [30, 10])
+    for shuffle in (False, True):
+        with pytest.raises(TypeError, match="a Subset .*this chapter's random_split"):
+            create_spam_loader(parts[0], 4, shuffle)
+    with pytest.raises(TypeError, match="a Subset does not know"):
+        frozen_features(tiny_classifier(), DataLoader(parts[0], 4), "cpu")
 
 
 @settings(deadline=None)
@@ -656,6 +708,38 @@ def test_rate_falls_in_a_straight_line():
         optimizer.step()
         rates.append(before - parameter.item())
     assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0, 0.0], abs=1e-6)
+
+
+def test_rate_goes_on_falling_where_it_was_saved(tmp_path):
+    """On the very line of a run that was not interrupted, also with several groups."""
+
+    def falling(num_steps=10):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        groups = [
+            {"params": net[0].parameters()},
+            {"params": net[1].parameters(), "lr": 0.003},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=0.01)
+        let_rate_fall(optimizer, num_steps)
+        return net, optimizer
+
+    def rates(net, optimizer, steps):
+        for _ in range(steps):
+            yield [group["lr"] for group in optimizer.param_groups]
+            net(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+
+    whole = list(rates(*falling(), 12))
+    assert whole == [
+        [r * max(0.0, 1 - i / 10) for r in (0.01, 0.003)] for i in range(12)
+    ]
+    net, optimizer = falling()
+    first = list(rates(net, optimizer, 5))
+    save_checkpoint(tmp_path / "half.safetensors", net, optimizer)
+    net, optimizer = falling()
+    load_checkpoint(tmp_path / "half.safetensors", net, optimizer)
+    assert first + list(rates(net, optimizer, 7)) == whole
 
 
 # Measuring

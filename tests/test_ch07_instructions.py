@@ -1,5 +1,6 @@
 """Chapter 7: loading, splitting, prompts, batches, finetuning and answers."""
 
+import copy
 import json
 import re
 import warnings
@@ -413,6 +414,28 @@ def test_finetune_is_this_loop_to_the_last_bit(tokenizer, entries):
     assert finetune(ours, some, some[:9], tokenizer, **settings)[0] == losses
     for one, other in zip(plain.parameters(), ours.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("part", ["train_entries", "val_entries"])
+def test_a_prompt_that_fills_the_context_is_found_before_the_first_step(
+    tokenizer, batch_size, part
+):
+    model = tiny_model()
+    fits = {"instruction": " yes" * 94, "output": "No."}  # 96 tokens with the prompt's
+    parts = {"train_entries": [fits] * 5, "val_entries": [fits] * 5}
+    settings = {"style": "plain", "learning_rate": 1e-2, "batch_size": batch_size}
+    with pytest.warns(UserWarning, match="was cut to"):
+        finetune(tiny_model(), tokenizer=tokenizer, **parts, num_epochs=1, **settings)
+    parts[part] = [*parts[part], {"instruction": " no" * 99, "output": "No."}, ENTRY]
+    before = copy.deepcopy(model.state_dict())
+    message = (
+        f"1 of the 7 {part} .* context of 96 tokens.* entry 6, .*no no.* .100 tokens."
+    )
+    with pytest.raises(ValueError, match=message):
+        finetune(model, tokenizer=tokenizer, **parts, **settings)
+    assert "prompt_style" not in model.cfg
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 @pytest.mark.parametrize("step", [1, 3])  # after an epoch, and within the second

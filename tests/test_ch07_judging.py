@@ -34,6 +34,7 @@ from ch07_instructions.scoring import (
     score_answers,
     words_from,
 )
+from ch07_instructions.words import words_of
 from shared.ch07 import (
     exact_match,
     generate_model_scores,
@@ -76,6 +77,62 @@ def test_capitals_and_marks_count_where_they_are_the_task():
     assert exact_match(" We  went home.", "We went home.", kind)
     assert token_f1("we went home.", "We went home.", kind) == pytest.approx(2 / 3)
     assert exact_match("we went home", "We went home.")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pair.split(" | ")
+        for pair in """\
+-7 | 7
+\u22127 | 7
+5 - 3 | 5 + 3
+x - y | x + y
+2*3 | 2 3
+2^3 | 2 3
+5 < 6 | 5 > 6
+C# | C++
+C# | C
+50% | 50
+$5 | \u20ac5
+1/2 | 1, 2
+.5 | 5
+\u00bd | \u00bc
+\U0001f44d | \U0001f44e
+Yes \U0001f44d | Yes \U0001f44e
+. | ?
+\u0915\u0940 | \u0915\u093e
+resume | r\u00e9sum\u00e9""".splitlines()
+    ],
+)
+def test_a_sign_a_symbol_and_a_vowel_sign_count(one, other):
+    assert words_of(one) and words_of(one) != words_of(other)
+    assert not exact_match(one, other) and not exact_match(other, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("caf\u00e9", "CAFE\u0301"),
+        ("\u22127", "-7"),
+        (
+            "A well-known, old \u2013 very old \u2013 town.",
+            "a well known old very old town",
+        ),
+        ("- 7 apples", "7 apples"),
+        ("-> **Mice**!", "mice"),
+        ("6,000 metres", "6000 metres"),
+        ("It\u2019s \u201clate\u201d", "It's late"),
+        ("50 %", "50%"),
+    ],
+)
+def test_punctuation_and_the_way_of_writing_do_not_count(one, other):
+    assert words_of(one) == words_of(other) and exact_match(one, other)
+
+
+def test_only_an_empty_text_has_no_words():
+    assert words_of("?") == ["?"] and words_of(" \n") == []
+    assert exact_match("", " \n") and not exact_match("", "?")
 
 
 @settings(deadline=None)
