@@ -23,7 +23,7 @@ class Muon(torch.optim.AdamW):
     """
 
     def __init__(
-        self, gpt: torch.nn.Module, lr: float = 0.0012, adam_lr: float = 0.002
+        self, gpt: torch.nn.Module, lr: float = 0.0006, adam_lr: float = 0.001
     ):
         matrices = [p for p in gpt.trf_blocks.parameters() if p.dim() == 2]
         others = [p for p in gpt.parameters() if all(p is not m for m in matrices)]

@@ -249,6 +249,7 @@ def tried(runs: Sequence[Mapping]) -> DataFrame:
             "tokens a second": f"{run['speed']:,}",
             "who": f"{last['who']:.0%}",
             "what": f"{last['what']:.0%}",
+            "where": f"{last['where']:.0%}",
             "whose": f"{last['whose']:.0%}",
         }
     return DataFrame.from_dict(rows, orient="index")

@@ -6,7 +6,7 @@ Models of one, two and four blocks, and one of two blocks that is not told where
 stands, learn from the same simple tales, three seeds each, as chapter 5's storyteller
 does. At the end each is asked, where a name or a thing comes back, whether it names the
 right one, another one of the story, or something else. Can be stopped and called again:
-a model that is done stays. Takes half an hour on one core.
+a model that is done stays. Takes twenty minutes on one core.
 """
 
 import tempfile
@@ -37,7 +37,7 @@ SHAPES = {
     "two blocks, no positions": {},
 }
 SEEDS = (1, 2, 3)
-STEPS = 800
+STEPS = 500
 LOOKS = 100  # steps from one look to the next
 
 

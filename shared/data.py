@@ -171,15 +171,15 @@ FILES = {
         ),
         DataFile(
             name="storyteller/model.safetensors",
-            sha256="5b9d49f7b8f22ea8e49262a4c1a63003fecf470e81ea3666ef436b20b0d10394",
+            sha256="ffaa2b5c41271a4698fcc4bd2b60e78db4d0afee18e74fd1abeb64329a558090",
             size=2363568,
             licence="CC0-1.0, trained for this course",
             repository="storyteller/model.safetensors",
         ),
         DataFile(
             name="storyteller/tokenizer.json",
-            sha256="45b29675344980d6673874150ba2f625e1bcffb59b7ffbcfdb9f9b19ed77aad8",
-            size=25826,
+            sha256="bb93969b3e1988e1b3e31da857e384cb098f78941a67eeec3e649f1f9a72465e",
+            size=25866,
             licence="CC0-1.0, trained for this course",
             repository="storyteller/tokenizer.json",
         ),
