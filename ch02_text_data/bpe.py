@@ -54,17 +54,14 @@ def merge_pair(ids: Iterable[int], pair: tuple[int, int], new_id: int) -> list[i
 class BPETokenizerSimple:
     """Byte-pair encoding as plainly as possible: complete, and slow."""
 
-    vocab, merges = {byte: bytes([byte]) for byte in range(256)}, {}  # untrained
-
     def train(self, text: str, vocab_size: int, verbose: bool = False) -> None:
         """Learn merges from a text until there are `vocab_size` tokens."""
         self.vocab = {byte: bytes([byte]) for byte in range(256)}  # id: its bytes
         self.merges = {}  # (left id, right id): the id of both together
         ids = list(text.encode("utf-8"))
         for new_id in range(256, vocab_size):
-            counts = Counter(pairwise(ids))
-            if not counts:  # the whole text is one token
-                break
+            if not (counts := Counter(pairwise(ids))):
+                break  # the whole text is one token
             pair = min(counts, key=lambda pair: (-counts[pair], pair))  # eq. 2b.1
             ids = merge_pair(ids, pair, new_id)
             self.merges[pair] = new_id

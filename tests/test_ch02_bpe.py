@@ -833,13 +833,6 @@ def test_the_plain_one_stops_when_its_text_is_one_token():
         assert learned(text, 300, kind=BPETokenizerSimple).merges == {}
 
 
-def test_the_plain_one_knows_the_bytes_before_it_is_trained():
-    simple, trained = BPETokenizerSimple(), BPETokenizerSimple()
-    trained.train("hug pug hugs", 258)
-    assert simple.decode(simple.encode("é 🙂")) == "é 🙂" and len(simple.vocab) == 256
-    assert simple.encode("hug") == list(b"hug")
-
-
 @pytest.mark.parametrize("text", ["corpus.txt", ["a story", "texts/corpus.txt"]])
 def test_the_name_of_a_file_is_not_trained_on(text):
     with pytest.raises(ValueError, match="corpus.txt' is the name of a file"):
