@@ -415,30 +415,30 @@ def on_average(answer: Callable, predicted: Callable) -> None:
         )
     predicted.wants = "one word"
     guess = one_of(predicted(), ["back", "lost"])
-    everything, zeros, means = _people_named(lambda *given: answer(*given))
-    print(f"people named right, with all heads: {everything:.2f}")
+    everything, zeros, means = _places_named(lambda *given: answer(*given))
+    print(f"places named right, with all heads: {everything:.2f}")
     print(f"one head writes zeros: {zeros:.2f}; its mean: {means:.2f}")
     came = "back" if means > (everything + zeros) / 2 else "lost"
-    print(f"With the mean the people are {came}; predicted: {guess}.")
+    print(f"With the mean the places are {came}; predicted: {guess}.")
     print("Right: now you know whether the zeros were to blame.")
 
 
 @torch.no_grad()
-def _people_named(on_average: Callable) -> tuple[float, float, float]:
-    """With all heads, and with zeros or the mean of the one for people."""
+def _places_named(on_average: Callable) -> tuple[float, float, float]:
+    """With all heads, and with zeros or the mean of the one for places."""
     model, tokenizer = load_storyteller()
     exam = ladder.exam(20, ladder.REPORTING, simple=True)
     D = model.cfg["emb_dim"] // model.cfg["n_heads"]
 
-    def who(change: Callable | None = None) -> float:
+    def where(change: Callable | None = None) -> float:
         hooks = []
         if change is not None:
-            layer = model.trf_blocks[0].att.out_proj
+            layer = model.trf_blocks[-1].att.out_proj
             hooks.append(
                 layer.register_forward_pre_hook(lambda _, given: (change(given[0]),))
             )
         try:
-            return ladder.examine(model, tokenizer, exam)["who"]
+            return ladder.examine(model, tokenizer, exam)["where"]
         finally:
             for hook in hooks:
                 hook.remove()
@@ -447,6 +447,6 @@ def _people_named(on_average: Callable) -> tuple[float, float, float]:
         columns = torch.arange(model.cfg["emb_dim"]) // D == head
         return lambda written: written.masked_fill(columns, 0.0)
 
-    zeros = [who(silent(head)) for head in range(model.cfg["n_heads"])]
+    zeros = [where(silent(head)) for head in range(model.cfg["n_heads"])]
     head = zeros.index(min(zeros))
-    return who(), zeros[head], who(lambda written: on_average(written, head, D))
+    return where(), zeros[head], where(lambda written: on_average(written, head, D))
