@@ -237,12 +237,17 @@ def whole_run(record: Mapping) -> None:
     )
 
 
+def come_back(look: Mapping[str, float]) -> bool:
+    """Whether people and things come back into the tale: the moment."""
+    return min(look["who"], look["what"]) >= 0.4
+
+
 def tried(runs: Sequence[Mapping]) -> DataFrame:
     """How soon people and things came back, with other settings: a table."""
     rows = {}
     for run in runs:
         last = run["looks"][-1]
-        came = min(last["who"], last["what"]) >= 0.4
+        came = come_back(last)
         rows[run["seed"]] = {
             "tokens (M)": f"{last['tokens'] / 1e6:.2f}" if came else "not by 0.7",
             "seconds": f"{last['seconds']:.0f}" if came else f"({last['seconds']:.0f})",

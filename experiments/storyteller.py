@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from ch05_pretraining.pictures import come_back
 from ch05_pretraining.storyteller import (
     go_on,
     keep_storyteller,
@@ -184,11 +185,6 @@ def trial(name: str) -> dict:
         tokens += (targets != -100).sum().item()
     print(name, round(tokens / seconds), json.dumps(looks[-1]), flush=True)
     return {"seed": name, "speed": round(tokens / seconds), "looks": looks}
-
-
-def come_back(look: dict) -> bool:
-    """Whether people and things come back into the tale: the moment."""
-    return min(look["who"], look["what"]) >= 0.4
 
 
 def main() -> None:
